@@ -1,0 +1,1 @@
+"""The deterministic core: process image, control laws, kernel, engine. Imports nothing above it."""

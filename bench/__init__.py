@@ -1,0 +1,1 @@
+"""Test benches: the virtual cabinet, hardware-in-the-loop scenarios, benchmarks."""

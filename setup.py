@@ -1,0 +1,41 @@
+"""Builds every .pyx below the four packages; C goes to build/, the modules beside their sources.
+
+BALLAST_CHECKED=1 builds the checked variant: bounds and overflow checks, assertions, address and undefined-behaviour sanitizers.
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+CHECKED = os.environ.get("BALLAST_CHECKED") == "1"
+# -ffp-contract=off: a fused multiply-add would make the kernel differ in the last bit from its twin and between machines.
+FLAGS = ["-O2", "-g", "-ffp-contract=off", "-fno-math-errno", "-Wno-unused-function", "-Wno-unreachable-code"]
+LINK: list[str] = []
+if CHECKED:
+    SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    FLAGS += ["-UNDEBUG", *SANITIZE]
+    LINK += SANITIZE
+
+ROOT = Path(__file__).parent
+sources = sorted(p.relative_to(ROOT) for d in ("_core", "hal", "bench") for p in (ROOT / d).rglob("*.pyx"))
+extensions = [
+    Extension(".".join(p.with_suffix("").parts), [str(p)], extra_compile_args=FLAGS, extra_link_args=LINK, libraries=["rt"]) for p in sources
+]
+setup(
+    ext_modules=cythonize(
+        extensions,
+        build_dir="build",
+        nthreads=0,
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": CHECKED,
+            "wraparound": False,
+            "initializedcheck": CHECKED,
+            "cdivision": True,
+            "embedsignature": True,
+            "binding": True,
+        },
+    )
+)
