@@ -45,6 +45,7 @@ ctypedef struct Work:                   # what one step hands from stage to stag
     int32_t bms_ok
     int32_t pcs_ok
     int32_t grid_ok
+    uint32_t causes                     # alarms whose cause stands now
 
 
 cdef inline double age_s(const Inputs* i, const Group* g) noexcept nogil:
@@ -232,6 +233,7 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
     """Mode transitions: one place, each with its condition."""
     cdef uint32_t now = causes(i, s, st, w)
     cdef bint grid_bad = st.bad_since_ns != 0 and since_s(i, st.bad_since_ns) >= s.trip_s
+    w.causes = now
     if st.mode != MODE_FAULT:
         st.reset_seen = i.reset
     if i.stop and st.mode != MODE_STOP:
@@ -428,6 +430,16 @@ cdef inline void device_limits(const Inputs* i, const Limits* lim, const Site* s
         less(&w.cha_w, &w.cha_why, s.pcs_p_max_w * taper(s.batt_v_max_v - i.bms_lim.batt_v, t), LIM_BATT_V)
 
 
+cdef inline double bounded(double p, double low, double high, uint64_t low_flag, uint64_t high_flag, Work* w) noexcept nogil:
+    if p < low:
+        w.flags |= low_flag
+        p = low
+    if p > high:
+        w.flags |= high_flag
+        p = high
+    return p
+
+
 # ---------------------------------------------------------------- 3. reference
 
 cdef inline double import_allowed(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w) noexcept nogil:
@@ -478,7 +490,7 @@ cdef inline void reference(const Inputs* i, const Limits* lim, const Site* s, St
     if st.ref_w != bound:
         w.flags |= LIM_RAMP
     # no wind-up: the reference never stands where the battery cannot hold it
-    st.ref_w = clamp(st.ref_w, w.net_w - w.dis_w, w.net_w + w.cha_w)
+    st.ref_w = bounded(st.ref_w, w.net_w - w.dis_w, w.net_w + w.cha_w, w.dis_why, w.cha_why, w)
     bound = st.ref_w - before
     if bound > lim.ramp_up_w_per_s * w.dt_s * 1.000001 + 1e-6 or bound < -lim.ramp_down_w_per_s * w.dt_s * 1.000001 - 1e-6:
         st.not_held_s += w.dt_s
@@ -554,16 +566,6 @@ cdef inline double reactive(const Inputs* i, const Site* s, State* st, const Wor
 
 # ---------------------------------------------------------------- 6. limits
 
-cdef inline double bounded(double p, double low, double high, uint64_t low_flag, uint64_t high_flag, Work* w) noexcept nogil:
-    if p < low:
-        w.flags |= low_flag
-        p = low
-    if p > high:
-        w.flags |= high_flag
-        p = high
-    return p
-
-
 cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p, double droop_w) noexcept nogil:
     """Slew, then contract < droop < breaker < SoC, temperature, PCS, BMS: each later one outranks those before it."""
     if s.cmd_slew_w_per_s < INF:
@@ -576,8 +578,6 @@ cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, O
         p += droop_w
         p = bounded(p, w.net_w - s.feeder_w, w.net_w + s.feeder_w, LIM_FEEDER, LIM_FEEDER, w)
     p = bounded(p, -w.cha_w, w.dis_w, w.cha_why, w.dis_why, w)
-    o.p_min_w = -w.cha_w
-    o.p_max_w = w.dis_w
     return p
 
 
@@ -650,7 +650,9 @@ cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, O
     o.not_held_s = st.not_held_s
     o.soc = inp.bms.soc if s.has_bms else NAN
     o.limits_active = w.flags
-    o.alarms = st.alarms
+    o.p_min_w = -w.cha_w
+    o.p_max_w = w.dis_w
+    o.alarms = st.alarms | (w.causes if st.mode == MODE_STANDBY else 0)     # what the start sequence waits for
     o.mode = st.mode
     o.start_step = st.start_step
 
