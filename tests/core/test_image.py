@@ -6,10 +6,10 @@ import os
 import zlib
 
 import pytest
+from _core.image import ImageError, ProcessImage
 
 from _core import image as im
-from _core.image import ImageError, ProcessImage
-from tests.core.rig import SITE
+from bench.rig import SITE
 
 
 @pytest.fixture
@@ -48,7 +48,9 @@ def test_a_damaged_live_copy_is_seen(image: ProcessImage) -> None:
     assert image.setpoint(2) is None
 
 
-@pytest.mark.parametrize("slot,kind,value", [(3, 1, 0.0), (-1, 1, 0.0), (0, 9, 0.0), (0, 1, float("nan")), (0, 1, float("inf"))])
+@pytest.mark.parametrize(
+    "slot,kind,value", [(3, 1, 0.0), (-1, 1, 0.0), (0, 9, 0.0), (0, 1, float("nan")), (0, 1, float("inf"))]
+)
 def test_nonsense_setpoints_are_refused_at_the_writer(image: ProcessImage, slot: int, kind: int, value: float) -> None:
     with pytest.raises(ValueError):
         image.write_setpoint(slot, kind, value, 1, 1)
@@ -110,7 +112,7 @@ def test_dtype_agrees_with_the_compiled_structs() -> None:
                 assert (at + sub.fields[signal][1], at) == (off, group)
     for name, off in im.OUTPUTS.items():
         assert d["out"].fields[name][1] == off
-    assert im.RECORD_SIZE == d.itemsize
+    assert d.itemsize == im.RECORD_SIZE
 
 
 def test_every_limit_and_alarm_has_words() -> None:
