@@ -1,10 +1,11 @@
 # cython: boundscheck=False, cdivision=True
 """Register faces of meter, BMS and PCS: what a master reads and writes, at the instant the request is detected.
 
-Meter: 12 registers from 0, function 03 and 04: f32 big-endian, high word first: P W (grid import +), Q var, V1, V2, V3 (line to neutral), f Hz.
-PCS and BMS: SunSpec from 40000, function 03 only. Layout and sentinels come from maps.py; here stand the registers that move.
-Signs: 701.W injects + (= discharge). 802.A and 802.W: the model's text does not say; here discharge + (IEC 61850 ZBAT and the storage models'
-DISCHARGING come with current out of the battery), the same as 803.StrA.
+Meter: 12 registers from 0, function 03 and 04: f32 big-endian, high word first: P W (grid import +), Q var, V1, V2,
+V3 (line to neutral), f Hz. PCS and BMS: SunSpec from 40000, function 03 only. Layout and sentinels come from maps.py;
+here stand the registers that move. Signs: 701.W injects + (= discharge). 802.A and 802.W: the model's text does not
+say; here discharge + (IEC 61850 ZBAT and the storage models' DISCHARGING come with current out of the battery), the
+same as 803.StrA.
 """
 
 from libc.math cimport fabs, floor, fmax, fmin, sqrt
@@ -290,7 +291,9 @@ cdef int device_read(Plant* p, Device* d, int fc, int addr, int n, uint16_t* out
 
 
 cdef int device_write(Plant* p, Device* d, int addr, int n, const uint16_t* val, int64_t detect_ns, int64_t end_ns) noexcept nogil:
-    """Write n registers, all or none; 0 or a Modbus exception code. end_ns: last bit of the frame, for the command log."""
+    """Write n registers, all or none; 0 or a Modbus exception code. end_ns: last bit of the frame, for the command
+    log.
+    """
     cdef int a = addr - d.base, i, refused
     if n < 1 or n > 123:
         return ILLEGAL_VALUE

@@ -1,11 +1,12 @@
 # cython: boundscheck=False, cdivision=True
 """Load, AC power trajectory, battery.
 
-Power is exact in time: the load is piecewise linear and the converter's answer to a target is a straight line (slew) followed by an
-exponential (lag), so point values and integrals are closed forms. Nothing is stepped faster than the 10 ms bins of the truth; heat, charge and
-open-circuit voltage move once per bin, far slower than they could change.
+Power is exact in time: the load is piecewise linear and the converter's answer to a target is a straight line (slew)
+followed by an exponential (lag), so point values and integrals are closed forms. Nothing is stepped faster than the
+10 ms bins of the truth; heat, charge and open-circuit voltage move once per bin, far slower than they could change.
 
-Sources: cell and converter tables in data/ (TUM EES simses); pack current from power is the smaller root of R i^2 - V i + P = 0.
+Sources: cell and converter tables in data/ (TUM EES simses); pack current from power is the smaller root of R i^2 - V
+i + P = 0.
 """
 
 from libc.math cimport M_PI, cos, exp, fabs, fmax, fmin, log, sin, sqrt
@@ -114,7 +115,9 @@ cdef inline int64_t _locate(Load* ld, int64_t u_ns) noexcept nogil:
 
 
 cdef inline double _before(Load* ld, int64_t k, int64_t lap) noexcept nogil:
-    """The value that stood before entry k (k = 0: end of the lap before; the very first lap starts at its first value)."""
+    """The value that stood before entry k (k = 0: end of the lap before; the very first lap starts at its first
+    value).
+    """
     if k > 0:
         return ld.p_w[k - 1]
     return ld.p_w[ld.n - 1] if lap > 0 else ld.p_w[0]
@@ -379,7 +382,9 @@ cdef inline double _taper(double x, double zero, double full) noexcept nogil:
 
 
 cdef void _limits(Plant* p) noexcept nogil:
-    """The true DC limits, as the BMS shows them: parameter, SoC taper, temperature taper (LFP: no charge below 0 degC)."""
+    """The true DC limits, as the BMS shows them: parameter, SoC taper, temperature taper (LFP: no charge below 0
+    degC).
+    """
     cdef Battery* b = &p.bat
     cdef double hot = _taper(b.temp_c, 55.0, 45.0)
     b.lim_charge_w = p.par[P_bms_charge_limit_w] if p.par[P_bms_charge_limit_w] >= 0.0 else b.rated_w
@@ -394,7 +399,8 @@ cdef void _limits(Plant* p) noexcept nogil:
 cdef void _protect(Plant* p, double dt_s) noexcept nogil:
     """Count time over the limits; open the contactors after 1 s at 2 % over, or outside SoC or temperature.
 
-    The count (truth) starts at 0.5 % + 0.1 % of rating over: a limit is shown in steps of 10 W and a controller may use all of it.
+    The count (truth) starts at 0.5 % + 0.1 % of rating over: a limit is shown in steps of 10 W and a controller may
+    use all of it.
     """
     cdef Battery* b = &p.bat
     cdef double lim_w = b.lim_discharge_w if b.p_dc_w > 0.0 else b.lim_charge_w

@@ -1,9 +1,10 @@
 # cython: boundscheck=False, cdivision=True
 """The event loop of the virtual cabinet, and its Python face.
 
-Events: ends of 10 ms bins, scheduled faults, meter latches, the converter's own instants (effect of a command, start, reversion), and per port the
-detection of a frame and the end of an answer. They are handled one at a time in order of time; at one instant in the order just given, so
-that a run repeats bit for bit. plant_next scans some twenty candidates: cheaper than keeping a heap for so few.
+Events: ends of 10 ms bins, scheduled faults, meter latches, the converter's own instants (effect of a command, start,
+reversion), and per port the detection of a frame and the end of an answer. They are handled one at a time in order of
+time; at one instant in the order just given, so that a run repeats bit for bit. plant_next scans some twenty
+candidates: cheaper than keeping a heap for so few.
 """
 
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint64_t
@@ -353,7 +354,9 @@ cdef class VirtualPlant:
         p.started = 1
 
     def set(self, str key, value, t_ns=None):
-        """Change a setting, at the last instant handled or at t_ns (events up to then are handled first). Raises ParamError."""
+        """Change a setting, at the last instant handled or at t_ns (events up to then are handled first). Raises
+        ParamError.
+        """
         cdef double x = _params.check(key, value, running=self.p.started)
         if t_ns is not None and self.p.started:
             plant_run(self.p, t_ns)
@@ -374,14 +377,18 @@ cdef class VirtualPlant:
         return plant_next(self.p)
 
     def run(self, t_ns):
-        """Handle all events up to t_ns; returns what was emitted meanwhile: [(port number, bytes, t_ns)], unless emit was replaced."""
+        """Handle all events up to t_ns; returns what was emitted meanwhile: [(port number, bytes, t_ns)], unless emit
+        was replaced.
+        """
         plant_run(self.p, t_ns)
         out = list(self._out)
         self._out.clear()
         return out
 
     def run_fast(self, int64_t t_ns):
-        """run() without the GIL and without collecting: only for a plant whose emit was replaced or that nobody talks to."""
+        """run() without the GIL and without collecting: only for a plant whose emit was replaced or that nobody talks
+        to.
+        """
         with nogil:
             plant_run(self.p, t_ns)
 
@@ -408,12 +415,14 @@ cdef class VirtualPlant:
         return result
 
     def truth(self):
-        """What really happened: dict of numpy arrays. All times in ns on the plant's clock, powers in W, design.md's signs.
+        """What really happened: dict of numpy arrays. All times in ns on the plant's clock, powers in W, design.md's
+        signs.
 
-        load_w, grid_w, batt_w [n] (10 ms means from t0_ns); soc, temp_c, over_s [s] (at the end of each second; over_s: seconds over the battery's
-        true limits so far); step_t_ns, step_delta_w; cmd_t_end_ns, cmd_value_w, cmd_t_effect_ns, cmd_t90_ns (-1: never); late_t_ns, late_ns;
-        event_t_ns, event_code, event_value with event_names; port_names, counter_names, counters [port, counter]; t0_ns, now_ns, bin_ns, soc_start,
-        truncated (1: a log was full, see TRUTH_CAP_S), late_total.
+        load_w, grid_w, batt_w [n] (10 ms means from t0_ns); soc, temp_c, over_s [s] (at the end of each second;
+        over_s: seconds over the battery's true limits so far); step_t_ns, step_delta_w; cmd_t_end_ns, cmd_value_w,
+        cmd_t_effect_ns, cmd_t90_ns (-1: never); late_t_ns, late_ns; event_t_ns, event_code, event_value with
+        event_names; port_names, counter_names, counters [port, counter]; t0_ns, now_ns, bin_ns, soc_start, truncated
+        (1: a log was full, see TRUTH_CAP_S), late_total.
         """
         cdef Truth* tr = &self.p.truth
         cdef int64_t n = tr.ev_n, m = tr.late_n, i
