@@ -68,7 +68,8 @@ def _real_time(priority: int, cpu: int | None) -> int | None:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
         except OSError as e:
             _note(
-                f"no SCHED_FIFO {priority} ({e.strerror}): answers may be late by milliseconds; late wakes are counted in the truth"
+                f"no SCHED_FIFO {priority} ({e.strerror}): answers may be late by milliseconds; "
+                "late wakes are counted in the truth"
             )
     return latency
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,21 +147,19 @@ def _joined(
     problems.
     """
     step = np.diff(t_s)
-    same = (
-        np.ones(len(step), bool) if runs is None else np.array([a == b for a, b in zip(runs, runs[1:], strict=False)])
-    )
+    same = np.ones(len(step), bool) if runs is None else np.array([a == b for a, b in itertools.pairwise(runs)])
     good = step[same & (step > 0)]
     period_s = float(np.median(good)) if len(good) else 1.0
     for i in np.flatnonzero(same & ~(step > 0) & np.isfinite(step)):
         how = "does not go on" if step[i] == 0 else "goes back"
         problems.append(
-            f"{path}: line {i + 3}: column t_s: {t_s[i + 1]:g} after {t_s[i]:g}: time {how}: sort the rows, or mark runs in a column "
-            f"named run or segment"
+            f"{path}: line {i + 3}: column t_s: {t_s[i + 1]:g} after {t_s[i]:g}: time {how}: "
+            f"sort the rows, or mark runs in a column named run or segment"
         )
     for i in np.flatnonzero(same & (step > GAP_PERIODS * period_s)):
         problems.append(
-            f"{path}: line {i + 3}: column t_s: {t_s[i + 1]:g} after {t_s[i]:g}: a gap of {step[i]:g} s, over {GAP_PERIODS:g} periods of "
-            f"{period_s:g} s: fill it, or mark runs in a column named run or segment"
+            f"{path}: line {i + 3}: column t_s: {t_s[i + 1]:g} after {t_s[i]:g}: a gap of {step[i]:g} s, "
+            f"over {GAP_PERIODS:g} periods of {period_s:g} s: fill it, or mark runs in a column named run or segment"
         )
     return np.concatenate([[0.0], np.cumsum(np.where(same, step, period_s))]), period_s
 
@@ -227,24 +226,19 @@ def steps(
     Gaps are continuous, so the phase within a 10 ms tick is even. Repeats without a seam."""
     rng = np.random.default_rng([seed, 2])
     n = 2 * max(int(hours * 3600 / 0.12 / 2), 1)
-    t_s = 0.1 * rng.uniform() + np.cumsum(rng.uniform(0.08, 0.16, n))
+    level: list[float] = [-0.5 if walk_w <= 0 else 0.0]
     if walk_w <= 0:
-        level = np.where(np.arange(n) % 2 == 0, 0.5, -0.5)
+        level += [0.5, -0.5] * (n // 2)
     else:
-        level, bound, x = np.empty(n), max(int(walk_w / step_w), 1), 0
-        for k, up in enumerate(rng.random(n) < 0.5):
-            x += (1 if up else -1) if abs(x) < bound else (-1 if x > 0 else 1)
-            level[k] = x
-        # The lap ends where it began: the seam is one more step of the walk, or none.
-        for k in range(n - 1, max(n - 2 * bound - 2, 0), -1):
-            if abs(level[k]) <= n - 1 - k + 1:
-                break
-            level[k] = math.copysign(n - k, level[k])
-    # First entry: the level before the first step, reached at 0 without a step.
-    t = np.concatenate([[0.0], t_s])
-    first = -0.5 if walk_w <= 0 else 0.0
-    p = (mid_w + step_w * np.concatenate([[first], level])) * scale
-    return _finish(t, p, t[-1] + 0.12, "step", True, "steps", 0.0)
+        bound = max(int(walk_w / step_w), 1)
+        for up in rng.random(n) < 0.5:
+            x = level[-1]
+            level.append(x + (1 if up else -1) if abs(x) < bound else x - math.copysign(1, x))
+        while level[-1]:  # walk home, so that the lap ends where it began
+            level.append(level[-1] - math.copysign(1, level[-1]))
+    gaps_s = rng.uniform(0.08, 0.16, len(level) - 1)
+    t_s = np.concatenate([[0.0], 0.1 * rng.uniform() + np.cumsum(gaps_s)])
+    return _finish(t_s, (mid_w + step_w * np.array(level)) * scale, t_s[-1] + 0.12, "step", True, "steps", 0.0)
 
 
 def _job(rng: np.random.Generator, length_s: float, scale_w: float) -> tuple[list[float], list[float]]:
