@@ -163,7 +163,9 @@ cdef void pcs_operate(Plant* p, int64_t t_ns, int op) noexcept nogil:
         _stop(p, t_ns, PCS_OFF, 0)
     elif op == OP_ENTER_STANDBY:
         _stop(p, t_ns, PCS_STANDBY, 0)
-    elif (op == OP_START or c.state == PCS_STANDBY) and c.state != PCS_RUNNING and c.state != PCS_STARTING and _dc_and_grid(p):
+    elif c.state == PCS_RUNNING or c.state == PCS_STARTING or not _dc_and_grid(p):
+        return
+    elif op == OP_START or c.state == PCS_STANDBY:          # EXIT_STANDBY does not wake a converter that is off
         _set_state(p, t_ns, PCS_STARTING)
         c.start_done_ns = t_ns + <int64_t>(p.par[P_pcs_start_s] * 1e9)
 

@@ -272,7 +272,8 @@ cdef double grid_mean_w(Plant* p, int64_t a_ns, int64_t b_ns) noexcept nogil:
         if s.t_ns < hi_ns:
             lo_ns = s.t_ns if s.t_ns > a_ns else a_ns
             if s.connected:
-                total += load_integral_j(p, lo_ns, hi_ns) * s.load_scale + s.load_extra_w * (<double>(hi_ns - lo_ns) * 1e-9)
+                total += load_integral_j(p, lo_ns, hi_ns) * s.load_scale
+                total += s.load_extra_w * (<double>(hi_ns - lo_ns) * 1e-9)
                 total -= seg_integral_j(s, lo_ns, hi_ns)
             hi_ns = lo_ns
         i -= 1
@@ -283,8 +284,9 @@ cdef double f_hz(Plant* p, int64_t t_ns) noexcept nogil:
     if p.par[P_grid_connected] == 0.0:
         return 0.0
     cdef double f = p.par[P_grid_f_hz]
+    cdef double t_s = <double>(t_ns - p.t0_ns) * 1e-9
     if p.par[P_grid_f_sine_hz] != 0.0:
-        f += p.par[P_grid_f_sine_hz] * sin(2.0 * M_PI * (<double>(t_ns - p.t0_ns) * 1e-9) / p.par[P_grid_f_sine_period_s])
+        f += p.par[P_grid_f_sine_hz] * sin(2.0 * M_PI * t_s / p.par[P_grid_f_sine_period_s])
     return f
 
 
@@ -428,7 +430,7 @@ cdef void close_bin(Plant* p) noexcept nogil:
     """End a 10 ms bin: write the truth, move charge and heat, judge the limits."""
     cdef Truth* tr = &p.truth
     cdef Battery* b = &p.bat
-    cdef double dt_s = BIN_NS * 1e-9, heat_w, ac_w, dc_w
+    cdef double dt_s = BIN_NS * 1e-9, heat_w, away_w, ac_w, dc_w
     advance(p, p.bin_end_ns)
     if tr.bin_n < tr.bin_cap:
         tr.load_w[tr.bin_n] = <float>(p.acc_load_j / dt_s)
@@ -439,7 +441,8 @@ cdef void close_bin(Plant* p) noexcept nogil:
     _solve_pack(p, dc_w)
     heat_w = b.i_a * b.i_a * b.r_ohm
     b.soc = fmin(fmax(b.soc - b.i_a * dt_s / b.capacity_as, 0.0), 1.0)
-    b.temp_c += (heat_w - p.par[P_battery_cooling_w_per_k] * (b.temp_c - p.par[P_battery_ambient_c])) * dt_s / b.heat_j_per_k
+    away_w = p.par[P_battery_cooling_w_per_k] * (b.temp_c - p.par[P_battery_ambient_c])
+    b.temp_c += (heat_w - away_w) * dt_s / b.heat_j_per_k
     b.energy_out_wh += fmax(ac_w, 0.0) * dt_s / 3600.0
     b.energy_in_wh += fmax(-ac_w, 0.0) * dt_s / 3600.0
     b.dc_out_j += b.p_dc_w * dt_s

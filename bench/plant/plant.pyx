@@ -7,6 +7,7 @@ time; at one instant in the order just given, so that a run repeats bit for bit.
 candidates: cheaper than keeping a heap for so few.
 """
 
+from libc.math cimport fmax
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -129,7 +130,7 @@ cdef void _one_event(Plant* p, int64_t t) noexcept nogil:
         return
     if p.latch_ns <= t:
         meter_latch(p, t)
-        p.latch_ns += <int64_t>(p.par[P_meter_update_s] * 1e9)
+        p.latch_ns += <int64_t>(fmax(p.par[P_meter_update_s], 1e-4) * 1e9)      # bounded: 10 kHz
         return
     if pcs_next(p) <= t:
         pcs_run(p, t)
@@ -222,7 +223,9 @@ cdef class VirtualPlant:
         free(self.p)
 
     def __init__(self, config=None):
-        cfg = config if isinstance(config, _config.Config) else _config.parse(_config.builtin() if config is None else config)
+        cfg = config
+        if not isinstance(cfg, _config.Config):
+            cfg = _config.parse(_config.builtin() if config is None else config)
         self.config = cfg
         cdef int i
         cdef double x
@@ -395,10 +398,12 @@ cdef class VirtualPlant:
     def now(self):
         """State at the last instant handled: watts, signs as in design.md."""
         cdef Plant* p = self.p
+        t = p.now_ns
         return {
-            "t_ns": p.now_ns, "load_w": load_w(p, p.now_ns), "batt_w": batt_w(p, p.now_ns), "grid_w": grid_w(p, p.now_ns), "soc": p.bat.soc,
-            "temp_c": p.bat.temp_c, "dc_w": p.bat.p_dc_w, "v_v": p.bat.v_v, "i_a": p.bat.i_a, "pcs_state": p.pcs.state, "closed": bool(p.bat.closed),
-            "dc_out_j": p.bat.dc_out_j, "conv_loss_j": p.bat.conv_loss_j, "heat_j": p.bat.heat_j, "capacity_as": p.bat.capacity_as,
+            "t_ns": t, "load_w": load_w(p, t), "batt_w": batt_w(p, t), "grid_w": grid_w(p, t), "pcs_state": p.pcs.state,
+            "soc": p.bat.soc, "temp_c": p.bat.temp_c, "closed": bool(p.bat.closed),
+            "dc_w": p.bat.p_dc_w, "v_v": p.bat.v_v, "i_a": p.bat.i_a, "capacity_as": p.bat.capacity_as,
+            "dc_out_j": p.bat.dc_out_j, "conv_loss_j": p.bat.conv_loss_j, "heat_j": p.bat.heat_j,
         }
 
     def counters(self):
@@ -408,9 +413,9 @@ cdef class VirtualPlant:
         for name, i in self.ports.items():
             o = &self.p.port[<int>i]
             result[name] = {
-                "requests": o.requests, "bad_crc": o.bad_crc, "silence_violations": o.silence_violations, "faults_injected": o.faults_injected,
-                "exceptions": o.exceptions, "no_device": o.no_device, "tx_dropped": o.tx_dropped, "collisions": o.collisions,
-                "bytes_lost": o.bytes_lost,
+                "requests": o.requests, "bad_crc": o.bad_crc, "silence_violations": o.silence_violations,
+                "faults_injected": o.faults_injected, "exceptions": o.exceptions, "no_device": o.no_device,
+                "tx_dropped": o.tx_dropped, "collisions": o.collisions, "bytes_lost": o.bytes_lost,
             }
         return result
 
@@ -426,7 +431,8 @@ cdef class VirtualPlant:
         """
         cdef Truth* tr = &self.p.truth
         cdef int64_t n = tr.ev_n, m = tr.late_n, i
-        lengths = dict.fromkeys(("load_w", "grid_w", "batt_w"), tr.bin_n) | dict.fromkeys(("soc", "temp_c", "over_s"), tr.sec_n)
+        lengths = dict.fromkeys(("load_w", "grid_w", "batt_w"), tr.bin_n)
+        lengths |= dict.fromkeys(("soc", "temp_c", "over_s"), tr.sec_n)
         lengths |= dict.fromkeys(("cmd_t_end_ns", "cmd_value_w", "cmd_t_effect_ns", "cmd_t90_ns"), tr.cmd_n)
         lengths |= dict.fromkeys(("step_t_ns", "step_delta_w"), tr.step_n)
         out = {name: self._arrays[name][:k].copy() for name, k in lengths.items()}
@@ -441,7 +447,8 @@ cdef class VirtualPlant:
         out["counter_names"] = np.array(list(next(iter(counters.values()), {})))
         out["counters"] = np.array([list(c.values()) for c in counters.values()], np.int64)
         full = tr.bin_n >= tr.bin_cap or tr.cmd_n >= tr.cmd_cap or tr.step_n >= tr.step_cap
-        scalars = {"t0_ns": self.p.t0_ns, "now_ns": self.p.now_ns, "bin_ns": BIN_NS, "late_total": tr.late_total, "truncated": int(full)}
+        scalars = {"t0_ns": self.p.t0_ns, "now_ns": self.p.now_ns, "bin_ns": BIN_NS}
+        scalars |= {"late_total": tr.late_total, "truncated": int(full)}
         out |= {k: np.int64(v) for k, v in scalars.items()}
         out["soc_start"] = np.float64(self.config.par[_params.INDEX["battery.soc"]])
         return out

@@ -157,7 +157,8 @@ cdef struct Port:
     Tx tx[TX_QUEUE]         # sorted by emit_ns
     uint8_t rx[RX_BYTES]
     # counters of the truth
-    int64_t requests, bad_crc, silence_violations, faults_injected, exceptions, no_device, tx_dropped, collisions, bytes_lost
+    int64_t requests, bad_crc, silence_violations, faults_injected, exceptions
+    int64_t no_device, tx_dropped, collisions, bytes_lost
 
 cdef struct Command:
     int64_t t_ns            # effect

@@ -51,7 +51,8 @@ from bench.plant.state cimport (
 )
 
 cdef enum:
-    SLACK_NS = 50_000       # of the silence check: timers of masters round to microseconds, a real UART does not see less than half a character
+    # Of the silence check: timers of masters round to microseconds; 50 us is two characters at 460800.
+    SLACK_NS = 50_000
 
 cdef uint16_t _CRC[256]
 
@@ -290,7 +291,9 @@ cdef int _put_read(Plant* p, Device* d, int fc, int addr, int count, uint8_t* ou
     return 3 + 2 * count
 
 
-cdef int _write(Plant* p, Device* d, int addr, int count, const uint8_t* data, int64_t t_ns, int64_t end_ns) noexcept nogil:
+cdef int _write(
+    Plant* p, Device* d, int addr, int count, const uint8_t* data, int64_t t_ns, int64_t end_ns
+) noexcept nogil:
     cdef uint16_t regs[128]
     cdef int i
     if count < 1 or count > 123:

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from bench import judge, metrics
-from tests.bench.rtu import MS, S, Master, plant, setpoint_frame
+from tests.bench.rtu import MS, Master, S, plant, setpoint_frame
 
 SHARED = next((p for p in (Path(__file__).parents[n] / "shared" for n in (3, 4)) if (p / "metrics.py").exists()), None)
 
 
 def synthetic(latency_ms=12.0, n=200, late=()):
-    """Steps of +-25 kW every 120 ms from 10 s on; a command every 10 ms that answers after latency_ms; 90 % 7.4 ms after each command."""
+    """Steps of +-25 kW every 120 ms from 10 s on; a command every 10 ms that answers after latency_ms;
+    90 % stands 7.4 ms after each command."""
     steps_ns = np.array([10 * S + k * 120 * MS + (k * 7 % 10) * MS // 10 for k in range(n)])
     delta = np.where(np.arange(n) % 2 == 0, 25e3, -25e3)
     t_end, value = [], []
@@ -91,7 +92,7 @@ def test_figures_of_a_long_run_and_cli(tmp_path, capsys):
 
 
 def test_a_real_loop_in_virtual_time_is_measured():
-    """A follower that knows the load and commands every 10 ms: latency is U(0, 10 ms) + frame, power 2.75 ms + 2.303 tau later."""
+    """A follower that knows the load, each tick: U(0, 10 ms) + frame to the command, 2.75 ms + 2.303 tau to power."""
     m = Master(plant(load={"trace": "steps"}))
     m.start_pcs()
     for k in range(100, 2000):
