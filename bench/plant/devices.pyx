@@ -1,4 +1,3 @@
-# cython: boundscheck=False, cdivision=True
 """Register faces of meter, BMS and PCS: what a master reads and writes, at the instant the request is detected.
 
 Meter: 12 registers from 0, function 03 and 04: f32 big-endian, high word first: P W (grid import +), Q var, V1, V2,

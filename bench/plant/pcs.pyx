@@ -1,4 +1,3 @@
-# cython: boundscheck=False, cdivision=True
 """The converter's own control: states, commands with dead time, reversion timer.
 
 A setpoint write is detected 3.5 characters after its last bit; dead time later it becomes the acting target, and the

@@ -1,4 +1,3 @@
-# cython: boundscheck=False, cdivision=True
 """Load, AC power trajectory, battery.
 
 Power is exact in time: the load is piecewise linear and the converter's answer to a target is a straight line (slew)

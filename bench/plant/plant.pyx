@@ -1,4 +1,3 @@
-# cython: boundscheck=False, cdivision=True
 """The event loop of the virtual cabinet, and its Python face.
 
 Events: ends of 10 ms bins, scheduled faults, meter latches, the converter's own instants (effect of a command, start,
@@ -348,6 +347,9 @@ cdef class VirtualPlant:
         z = (int(self.config.seed) * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & (2**64 - 1)
         z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
         p.rng = (z ^ z >> 27) or 1
+        p.seg_n = 1             # one piece at 0 W stands before the converter's first word
+        p.seg[0].t_ns = t0_ns
+        p.seg[0].connected = p.par[P_grid_connected] != 0.0
         battery_init(p)
         self._devices()
         for name, port in self.config.ports.items():

@@ -1,4 +1,3 @@
-# cython: boundscheck=False, cdivision=True
 """The virtual cabinet in real time: one thread without the GIL between PTY masters and the plant.
 
 epoll on the masters, a timerfd on absolute CLOCK_MONOTONIC for the plant's next event, an eventfd for messages from

@@ -1,4 +1,3 @@
-# cython: boundscheck=False, cdivision=True
 """RTU ports: when the bits of each frame stand on the wire, and what the slaves make of them.
 
 A master's n bytes that start at t occupy the line to t + n characters (8E1: 11 bits each), or later when the line is
