@@ -1,0 +1,111 @@
+"""Registers <-> SI values. Header: codec.pxd. Pure functions of their arguments; `hal/rows.py` holds the same rows as Python data."""
+
+from libc.math cimport NAN, isfinite, rint, trunc
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+
+cdef int type_words(int type) noexcept nogil:
+    if type == T_U16 or type == T_I16:
+        return 1
+    return 4 if type == T_U64 or type == T_I64 else 2
+
+
+cdef uint64_t _gather(const uint8_t* p, int words, bint word_little, bint byte_little) noexcept nogil:
+    cdef uint64_t raw = 0
+    cdef int i, at
+    for i in range(words):
+        at = 2 * (words - 1 - i if word_little else i)
+        raw = (raw << 16) | (((<uint64_t>p[at + 1]) << 8 | p[at]) if byte_little else ((<uint64_t>p[at]) << 8 | p[at + 1]))
+    return raw
+
+
+cdef void _scatter(uint64_t raw, uint8_t* p, int words, bint word_little, bint byte_little) noexcept nogil:
+    cdef int i, at
+    cdef uint8_t high, low
+    for i in range(words):
+        at = 2 * (i if word_little else words - 1 - i)
+        high = (raw >> 8) & 0xFF
+        low = raw & 0xFF
+        p[at] = low if byte_little else high
+        p[at + 1] = high if byte_little else low
+        raw >>= 16
+
+
+cdef int decode(const DecodeRow* row, const uint8_t* data, double* value) noexcept nogil:
+    """One field out of the register bytes of an answer. D_OK, or why *value is NaN."""
+    cdef uint64_t raw = _gather(data + 2 * row.word, type_words(row.type), row.word_little, row.byte_little)
+    cdef uint64_t bits
+    cdef int64_t number
+    cdef uint32_t raw32
+    cdef float f
+    cdef double x
+    cdef int i
+    value[0] = NAN
+    for i in range(row.n_nan):
+        if raw == row.nan[i]:
+            return D_ABSENT
+    if row.type == T_F32:
+        raw32 = <uint32_t>raw
+        memcpy(&f, &raw32, 4)
+        x = f
+        if not isfinite(x):
+            return D_ABSENT
+    else:
+        bits = ((raw & row.mask) >> row.shift) if row.mask else raw
+        if row.type == T_I16:
+            number = <int16_t>bits
+        elif row.type == T_I32:
+            number = <int32_t>bits
+        else:
+            number = <int64_t>bits
+        x = <double>bits if row.type == T_U64 else <double>number
+        if row.n_map > 0:
+            for i in range(row.n_map):
+                if row.map_raw[i] == number:
+                    value[0] = row.map_value[i]
+                    return D_OK
+            return D_ABSENT
+    x = row.sign * (x * row.scale + row.offset)
+    if not (x >= row.lo and x <= row.hi):
+        return D_RANGE
+    value[0] = x
+    return D_OK
+
+
+cdef int encode(const EncodeRow* row, const char* outputs, uint8_t* data) noexcept nogil:
+    """One field into the register bytes of a write. -1: the value is not finite, and nothing may be sent."""
+    cdef double x = row.const_value
+    cdef double top, bottom
+    cdef float f
+    cdef uint32_t raw32
+    cdef uint64_t raw
+    if row.source >= 0:
+        memcpy(&x, outputs + row.source, sizeof(double))
+    if not isfinite(x):
+        return -1
+    x = row.lo if x < row.lo else row.hi if x > row.hi else x
+    x = (row.sign * x - row.offset) / row.scale
+    if row.type == T_F32:
+        f = <float>(3.4e38 if x > 3.4e38 else -3.4e38 if x < -3.4e38 else x)
+        memcpy(&raw32, &f, 4)
+        raw = raw32
+    else:
+        # The tiny factor keeps 12.3 / 0.1 from falling to 122: a decimal scale is never exact in binary.
+        x = trunc(x * (1.0 + 1e-12)) if row.toward_zero else rint(x)
+        if row.type == T_U16:
+            bottom, top = 0.0, 65535.0
+        elif row.type == T_I16:
+            bottom, top = -32768.0 + 1.0, 32767.0       # -32768 says "not implemented" in SunSpec
+        elif row.type == T_U32:
+            bottom, top = 0.0, 4294967295.0
+        elif row.type == T_I32:
+            bottom, top = -2147483647.0, 2147483647.0
+        elif row.type == T_U64:
+            bottom, top = 0.0, 9007199254740992.0       # 2**53: beyond, a double has no integers
+        else:
+            bottom, top = -9007199254740992.0, 9007199254740992.0
+        x = bottom if x < bottom else top if x > top else x
+        raw = <uint64_t><int64_t>x
+    _scatter(raw, data + 2 * row.word, type_words(row.type), row.word_little, row.byte_little)
+    return 0
