@@ -45,7 +45,7 @@ ctypedef struct EncodeRow:      # raw = (sign * value - offset) / scale, rounded
     int32_t word_little
     int32_t byte_little
     int32_t toward_zero         # a power must never grow by rounding
-    int32_t pad
+    int32_t wrap                # a counter: modulo the register instead of saturation
     int64_t source              # byte offset in Outputs; -1: const
     double const_value
     double scale

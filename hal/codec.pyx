@@ -1,6 +1,6 @@
 """Registers <-> SI values. Header: codec.pxd. Pure functions of their arguments; `hal/rows.py` holds the same rows as Python data."""
 
-from libc.math cimport NAN, isfinite, rint, trunc
+from libc.math cimport NAN, fabs, isfinite, rint, trunc
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -105,7 +105,9 @@ cdef int encode(const EncodeRow* row, const char* outputs, uint8_t* data) noexce
             bottom, top = 0.0, 9007199254740992.0       # 2**53: beyond, a double has no integers
         else:
             bottom, top = -9007199254740992.0, 9007199254740992.0
-        x = bottom if x < bottom else top if x > top else x
-        raw = <uint64_t><int64_t>x
+        if row.wrap and fabs(x) < 9.0e15:
+            raw = <uint64_t><int64_t>x                  # _scatter keeps the low registers
+        else:
+            raw = <uint64_t><int64_t>(bottom if x < bottom else top if x > top else x)
     _scatter(raw, data + 2 * row.word, type_words(row.type), row.word_little, row.byte_little)
     return 0

@@ -92,6 +92,7 @@ class Encode:
     lo: float = -math.inf  # SI, before scaling
     hi: float = math.inf
     toward_zero: bool = False  # powers: rounding must never exceed a limit
+    wrap: bool = False  # a counter: modulo the register instead of saturation
 
     @property
     def words(self) -> int:
@@ -142,6 +143,7 @@ class DeviceMap:
     sample: str = "request"  # "request": sampled when the request is detected; "answer": when the answer begins
     max_registers: int = MAX_READ_REGISTERS
     gap_registers: int = 16  # registers nobody needs that a block read may span
+    blocks: tuple[tuple[int, int, int, str], ...] = ()  # (fc, addr, count, rate): reads that are to be made in one piece
     assumed: bool = False  # shapes only: scale factors were not read from a device
     info: dict[str, Any] = field(default_factory=dict)  # for people: manufacturer, model, serial number, ratings
 
@@ -160,24 +162,36 @@ class Read:
     fields: tuple[Field, ...]
 
 
-def pack(fields: tuple[Field, ...], max_registers: int, gap_registers: int) -> tuple[Read, ...]:
-    """Join rows into block reads of at most `max_registers`, never across a hole wider than `gap_registers`: many devices answer
-    exception 2 for holes, and a wide hole costs more wire time than a second request. Reads are split between fields, never in one."""
+def pack(device: DeviceMap, max_registers: int) -> tuple[Read, ...]:
+    """Block reads of at most `max_registers` that serve all fields. The device's own blocks first, where they fit; the rest joined,
+    but never across a hole wider than `gap_registers`: many devices answer exception 2 for holes, and a wide hole costs more wire
+    time than a second request. Reads are split between fields, never inside one."""
+    limit = min(max_registers, device.max_registers)
     reads: list[Read] = []
+    rest = list(device.fields)
+    for fc, addr, count, rate in device.blocks:
+        inside = [f for f in rest if (f.fc, f.rate) == (fc, rate) and addr <= f.addr and f.addr + f.words <= addr + count]
+        if inside and count <= limit:
+            reads.append(Read(fc, addr, count, rate, tuple(sorted(inside, key=lambda f: f.addr))))
+            rest = [f for f in rest if f not in inside]
     for rate in RATES:
         for fc in (3, 4):
-            rows = sorted((f for f in fields if f.rate == rate and f.fc == fc), key=lambda f: f.addr)
-            block: list[Field] = []
-            for row in rows:
-                if block:
-                    start, end = block[0].addr, max(f.addr + f.words for f in block)
-                    if row.addr - end > gap_registers or max(end, row.addr + row.words) - start > max_registers:
-                        reads.append(_block(fc, rate, block))
-                        block = []
-                block.append(row)
-            if block:
-                reads.append(_block(fc, rate, block))
+            rows = sorted((f for f in rest if f.rate == rate and f.fc == fc), key=lambda f: f.addr)
+            reads += _join(fc, rate, rows, limit, device.gap_registers)
     return tuple(reads)
+
+
+def _join(fc: int, rate: str, rows: list[Field], limit: int, gap: int) -> list[Read]:
+    reads: list[Read] = []
+    block: list[Field] = []
+    for row in rows:
+        if block:
+            start, end = block[0].addr, max(f.addr + f.words for f in block)
+            if row.addr - end > gap or max(end, row.addr + row.words) - start > limit:
+                reads.append(_block(fc, rate, block))
+                block = []
+        block.append(row)
+    return [*reads, _block(fc, rate, block)] if block else reads
 
 
 def _block(fc: int, rate: str, rows: list[Field]) -> Read:
@@ -187,7 +201,11 @@ def _block(fc: int, rate: str, rows: list[Field]) -> Read:
 
 def with_rate(device: DeviceMap, old: str, new: str) -> DeviceMap:
     """The same device with every field of rate `old` read at rate `new`."""
-    return replace(device, fields=tuple(replace(f, rate=new) if f.rate == old else f for f in device.fields))
+    return replace(
+        device,
+        fields=tuple(replace(f, rate=new) if f.rate == old else f for f in device.fields),
+        blocks=tuple((fc, a, n, new if rate == old else rate) for fc, a, n, rate in device.blocks),
+    )
 
 
 def to_words(value: float, type_: str, word_order: str = "big", byte_order: str = "big") -> tuple[int, ...]:
