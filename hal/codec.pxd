@@ -58,3 +58,5 @@ ctypedef struct EncodeRow:      # raw = (sign * value - offset) / scale, rounded
 cdef int type_words(int type) noexcept nogil
 cdef int decode(const DecodeRow* row, const uint8_t* data, double* value) noexcept nogil
 cdef int encode(const EncodeRow* row, const char* outputs, uint8_t* data) noexcept nogil
+cdef object fill_decode(DecodeRow* row, object f, int first)
+cdef object fill_encode(EncodeRow* row, object e, int first)

@@ -4,6 +4,9 @@ from libc.math cimport NAN, fabs, isfinite, rint, trunc
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from _core.image import OUTPUTS, SIGNALS
+from hal.rows import TYPES
+
 
 cdef int type_words(int type) noexcept nogil:
     if type == T_U16 or type == T_I16:
@@ -111,3 +114,41 @@ cdef int encode(const EncodeRow* row, const char* outputs, uint8_t* data) noexce
             raw = <uint64_t><int64_t>(bottom if x < bottom else top if x > top else x)
     _scatter(raw, data + 2 * row.word, type_words(row.type), row.word_little, row.byte_little)
     return 0
+
+
+# ---------------------------------------------------------------- from rows.Field and rows.Encode
+
+cdef object fill_decode(DecodeRow* row, object f, int first):
+    """A hal.rows.Field into a C row; `first`: first register of the answer it stands in."""
+    cdef int i
+    row.word = f.addr - first
+    row.type = TYPES.index(f.type)
+    row.word_little = f.word_order == "little"
+    row.byte_little = f.byte_order == "little"
+    row.needed = f.needed
+    row.mask = f.mask
+    row.shift = (f.mask & -f.mask).bit_length() - 1 if f.mask else 0
+    row.scale, row.offset, row.sign, row.lo, row.hi = f.scale, f.offset, f.sign, f.lo, f.hi
+    row.n_nan = len(f.nan)
+    row.n_map = len(f.map)
+    if row.n_nan > MAX_NAN or row.n_map > MAX_MAP:
+        raise ValueError(f"{f.signal}: at most {MAX_NAN} sentinels and {MAX_MAP} map entries")
+    for i in range(row.n_nan):
+        row.nan[i] = f.nan[i]
+    for i in range(row.n_map):
+        row.map_raw[i] = f.map[i][0]
+        row.map_value[i] = f.map[i][1]
+    row.dest = SIGNALS[f.signal][0]
+
+
+cdef object fill_encode(EncodeRow* row, object e, int first):
+    """A hal.rows.Encode into a C row; `first`: first register of the write it stands in."""
+    row.word = e.addr - first
+    row.type = TYPES.index(e.type)
+    row.word_little = e.word_order == "little"
+    row.byte_little = e.byte_order == "little"
+    row.toward_zero = e.toward_zero
+    row.wrap = e.wrap
+    row.source = OUTPUTS[e.source] if e.source else -1
+    row.const_value = e.const
+    row.scale, row.offset, row.sign, row.lo, row.hi = e.scale, e.offset, e.sign, e.lo, e.hi
