@@ -56,6 +56,46 @@ cdef enum:                      # Outputs.op_request: what the PCS (or BMS) is a
     OP_STOP = 2
 
 
+cdef enum:                      # Outputs.limits_active: why power is what it is; the words stand in image.pyx, LIMIT_TEXT
+    LIM_RAMP = 1 << 0
+    LIM_IMPORT = 1 << 1
+    LIM_EXPORT = 1 << 2
+    LIM_BILLING = 1 << 3
+    LIM_FEEDER = 1 << 4
+    LIM_SOC_MIN = 1 << 5
+    LIM_SOC_MAX = 1 << 6
+    LIM_TEMP = 1 << 7
+    LIM_PCS_S = 1 << 8
+    LIM_BMS_CHARGE = 1 << 9
+    LIM_BMS_DISCHARGE = 1 << 10
+    LIM_BATT_V = 1 << 11
+    LIM_SLEW = 1 << 12
+    LIM_METER_STALE = 1 << 13
+    LIM_BMS_STALE = 1 << 14
+    LIM_HOLD = 1 << 15
+    LIM_LEASE = 1 << 16
+    LIM_FILTER = 1 << 17
+    LIM_DROOP = 1 << 18
+    LIM_MODE = 1 << 19
+    LIM_SITE_P = 1 << 20
+    LIM_NOT_HELD = 1 << 21
+
+cdef enum:                      # Outputs.alarms: latched until reset; the words stand in image.pyx, ALARM_TEXT
+    ALM_METER_LOST = 1 << 0
+    ALM_METER_FROZEN = 1 << 1
+    ALM_PCS_LOST = 1 << 2
+    ALM_PCS_FAULT = 1 << 3
+    ALM_PCS_NOT_FOLLOWING = 1 << 4
+    ALM_BMS_LOST = 1 << 5
+    ALM_BMS_FAULT = 1 << 6
+    ALM_IDENTITY = 1 << 7
+    ALM_GRID_OUTSIDE = 1 << 8
+    ALM_PCS_LOCAL = 1 << 9
+    ALM_REVERSION = 1 << 10
+    ALM_METER_SIGN = 1 << 11
+    ALM_INTERNAL = 1 << 12
+
+
 # ---------------------------------------------------------------- inputs: one group a source, each with its own age and quality
 
 ctypedef struct Group:
@@ -233,7 +273,10 @@ cdef enum:
     MODEL_QUEUE = 64            # commands on their way to the terminals: dead time up to 640 ms
 
 ctypedef struct State:
+    int64_t last_t_ns           # the previous tick's instant
     int64_t mode_since_ns
+    int64_t clean_since_ns      # the causes of a fault are gone since
+    int64_t stop_since_ns
     int64_t step_since_ns
     int64_t model_t_ns          # the PCS model stands at this instant
     int64_t good_since_ns       # grid inside its window since
@@ -252,7 +295,7 @@ ctypedef struct State:
     double align_den
     double align_s              # alignment error of the PCS model against the readback
     double load_w
-    double load_filt_w
+    double stop_s               # how long the ramp to 0 takes
     double mean_w
     double horizon_s
     double ref_w
@@ -276,7 +319,8 @@ ctypedef struct State:
     int32_t resets
     uint32_t alarms             # latched until reset
     int32_t adopt               # 1: the PCS was live when we came
-    uint32_t heartbeat
+    int32_t was_clean           # GRID had been held without a fault: an automatic reset is allowed
+    int32_t stale               # the meter was stale at the previous tick
     uint32_t proven             # ticks in a row that passed every check
 
 
@@ -416,3 +460,6 @@ cdef class ProcessImage:
     cdef Image* m
     cdef readonly int fd
     cdef readonly bint writable
+    cdef readonly bint owner
+    cdef _map(self, int fd, bint writable)
+    cdef bint _entry(self, uint64_t n, Record* out) noexcept nogil
