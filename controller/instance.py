@@ -69,7 +69,9 @@ def make_directory(site: str) -> Path:
     path.mkdir(mode=0o700, exist_ok=True)
     stat = path.lstat()
     if path.is_symlink() or stat.st_uid != os.geteuid() or stat.st_mode & 0o022:
-        raise InstanceError(f"{path}: belongs to somebody else or others may write into it; remove it, or set XDG_RUNTIME_DIR")
+        raise InstanceError(
+            f"{path}: belongs to somebody else or others may write into it; remove it, or set XDG_RUNTIME_DIR"
+        )
     return path
 
 

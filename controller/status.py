@@ -40,7 +40,12 @@ def collect(instance: Instance, site: Site, image: Any, clock: Clock) -> dict[st
     devices = {}
     for i, device in enumerate(site.devices):
         row = image.device_stats(i)
-        devices[device.name] = {"alive": bool(row["alive"]), "ok": row["ok"], "failed": row["failed"], "lost": row["lost_count"]}
+        devices[device.name] = {
+            "alive": bool(row["alive"]),
+            "ok": row["ok"],
+            "failed": row["failed"],
+            "lost": row["lost_count"],
+        }
     live |= {
         "site": instance.site,
         "mode": core.MODE_NAMES[out["mode"]] if out else None,
@@ -83,11 +88,18 @@ def text(status: dict[str, Any]) -> str:
     """The lines for a person."""
     image = status["image"] or {}
     out = image.get("out", {})
-    lines = [f"site {status['site']}   mode {status['mode']}   {status['duration_s']:.0f} s   parent {status['parent']['pid']}"]
+    lines = [
+        f"site {status['site']}   mode {status['mode']}   {status['duration_s']:.0f} s   parent {status['parent']['pid']}"
+    ]
     lines[0] += f"  control {status['control']['pid']}  supervisor {status['supervisor']['pid']}"
     if out:
         soc = "?" if out["soc"] is None else f"{100 * out['soc']:.1f} %"
-        values = [("load", out["load_w"]), ("grid", out["grid_p_w"]), ("battery", out["batt_p_w"]), ("reference", out["ref_w"])]
+        values = [
+            ("load", out["load_w"]),
+            ("grid", out["grid_p_w"]),
+            ("battery", out["batt_p_w"]),
+            ("reference", out["ref_w"]),
+        ]
         lines.append("   ".join(f"{name} {kw(value)}" for name, value in values) + f"   SoC {soc}")
     wake = status["wake_latency_us"] or {}
     lines.append(
@@ -98,7 +110,9 @@ def text(status: dict[str, Any]) -> str:
     for name, row in status["buses"].items():
         lines.append(f"bus {name}  " + "  ".join(f"{key} {value}" for key, value in row.items()))
     for name, row in status["devices"].items():
-        lines.append(f"device {name}  {'answers' if row['alive'] else 'DOES NOT ANSWER'}  ok {row['ok']}  failed {row['failed']}")
+        lines.append(
+            f"device {name}  {'answers' if row['alive'] else 'DOES NOT ANSWER'}  ok {row['ok']}  failed {row['failed']}"
+        )
     reasons = status["health"]["reasons"]
     lines += ["healthy"] if not reasons else [f"DEGRADED: {reason}" for reason in reasons]
     return "\n".join(lines)

@@ -66,7 +66,9 @@ class Store:
         row = (self.run, wall_s, t_ns, kind, text)
         self.db.execute("INSERT INTO events (run, wall_s, t_ns, kind, text) VALUES (?, ?, ?, ?, ?)", row)
 
-    def add_audit(self, wall_s: float, who: str, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
+    def add_audit(
+        self, wall_s: float, who: str, command: str, value_w: float | None, lease_s: float | None, text: str
+    ) -> int:
         """One command with its author, durable on return; the id goes into the setpoint, and from there into every record."""
         row = (wall_s, who, command, value_w, lease_s, text)
         done = self.db.execute(

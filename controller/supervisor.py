@@ -115,7 +115,10 @@ class Supervisor:
         if self._budget < 0:
             return
         if self._budget == 0:
-            kind, text = "records", f"more than {MAX_EVENTS_PER_STEP} events in this second: the rest is in the record alone"
+            kind, text = (
+                "records",
+                f"more than {MAX_EVENTS_PER_STEP} events in this second: the rest is in the record alone",
+            )
         self.events.append(Event(t_ns, wall_s, kind, text))
         if self.store is not None:
             self.store.add_event(wall_s, t_ns, kind, text)
@@ -158,7 +161,9 @@ class Supervisor:
         flush = self.writer is not None and now_ns >= self._next_flush_ns
         state, limit = self._state_now() if flush else (None, None)
         first = self._position
-        raw, self._position = self.image.drain(first) if limit is None else self.image.drain(first, max(0, limit - first))
+        raw, self._position = (
+            self.image.drain(first) if limit is None else self.image.drain(first, max(0, limit - first))
+        )
         lost = self._position - first - len(raw) // core.RECORD_SIZE
         if lost:
             self.event("records", f"{lost} ticks were overwritten in the ring before they were read", now_ns, wall_s)
@@ -280,7 +285,9 @@ class Supervisor:
         """Devices and ports, once on loss and once on return."""
         for i, device in enumerate(self.site.devices):
             stats = self.image.device_stats(i)
-            self._alive_change("device", device.name, bool(stats["alive"]), "answers", "does not answer", now_ns, wall_s)
+            self._alive_change(
+                "device", device.name, bool(stats["alive"]), "answers", "does not answer", now_ns, wall_s
+            )
         for i, bus in enumerate(self.site.buses):
             is_open = bool(self.image.bus_stats(i)["is_open"])
             self._alive_change("bus", bus.name, is_open, "port is open", "port is gone", now_ns, wall_s)
