@@ -1,7 +1,9 @@
 # The control thread, and the interface that hal fills. One thread, one epoll, no locks; everything below runs without the GIL.
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
-from _core.image cimport BusStats, DeviceStats, Image, Inputs, Limits, Outputs, Site, State
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from _core.image cimport (
+    BusStats, DeviceStats, Image, Inputs, Limits, MAX_BUSES, MAX_DEVICES, Outputs, ProcessImage, Record, SLOTS, Site, State,
+)
 
 
 ctypedef struct Bus:            # one bus: filled by hal (on_*), its wire by whoever carries the bytes (tty, socket, virtual)
@@ -26,3 +28,54 @@ ctypedef struct Bus:            # one bus: filled by hal (on_*), its wire by who
 
 cdef class BusPort:             # Python's handle on a Bus; hal.scan.BusScan derives from it and fills the callbacks
     cdef Bus bus
+
+
+ctypedef struct Core:           # the engine without a clock or a descriptor: the same code in real and in virtual time
+    Image* m
+    Bus* bus[MAX_BUSES]
+    int nbus
+    int stepped                 # the kernel has stepped in this tick
+    int leave                   # 1: stopped at 0 W and said so; the loop may end
+    int ndev
+    int32_t device[MAX_DEVICES] # indices of the devices that must be verified
+    int64_t period_ns
+    int64_t tick
+    int64_t tick_t_ns           # nominal instant of this tick
+    int64_t next_tick_ns
+    int64_t step_by_ns          # after the tick: the kernel steps even if a fast answer is missing
+    int64_t cmd_wire_ns         # from the step to the last bit of the command frame, by the plan
+    int64_t stopped_ns
+    uint32_t seen[SLOTS]        # slot counters already read
+    uint32_t seen_limits
+    int have_limits
+    Limits last_limits
+    Inputs live                 # hal writes here; the kernel sees a frozen copy
+    Record rec
+    State st
+
+
+cdef void core_tick(Core* c, int64_t now_ns) noexcept nogil                 # now >= next_tick_ns
+cdef void core_bytes(Core* c, int b, const uint8_t* buf, int n, int64_t now_ns) noexcept nogil
+cdef void core_time(Core* c, int64_t now_ns) noexcept nogil                 # every deadline that is due
+cdef int64_t core_next(const Core* c) noexcept nogil                        # the next instant that needs the engine
+
+
+cdef class Engine:
+    cdef Core core
+    cdef readonly ProcessImage image
+    cdef readonly list ports
+    cdef readonly list notes
+    cdef int priority
+    cdef object cpu
+    cdef int epoll_fd
+    cdef int timer_fd
+    cdef int wake_fd
+    cdef int latency_fd
+    cdef int pending_fd[MAX_BUSES]
+    cdef int masked[MAX_BUSES]
+    cdef int got[MAX_BUSES]
+    cdef int64_t slept_ns
+    cdef int _loop(self) noexcept nogil
+    cdef void _read(self, int b, int64_t now) noexcept nogil
+    cdef void _adopt(self, int64_t now) noexcept nogil
+    cdef void _drop(self, int b) noexcept nogil

@@ -1,0 +1,55 @@
+# The commands of the project; each prepares what it needs. PYTHON=... chooses the interpreter (>= 3.11).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find _core hal bench -name '*.pyx' -o -name '*.pxd' 2>/dev/null)
+.PHONY: run test check bench soak build clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run     start Ballast with the virtual cabinet in real time, shown live (Ctrl-C ramps to 0 and ends it)"
+	@echo "make check   the quick gate: ruff, mypy, fast tests"
+	@echo "make test    everything CI runs (under 12 minutes on 2 cores)"
+	@echo "make bench   the benchmarks, as a table and as JSON in out/bench.json"
+	@echo "make soak    what takes longer: hours of simulation, long fuzzing"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Ballast needs Python >= 3.11; set PYTHON=..."; exit 1; }
+	@command -v gcc >/dev/null || { echo "Ballast compiles its core: install gcc (apt-get install gcc python3-dev)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "no venv module: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml setup.py $(SOURCES)
+	@echo "Building Ballast into $(VENV) (once; a minute or two) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+build: $(VENV)/.dev
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+run: $(VENV)/.run
+	@$(BIN)/ballast run
+
+check: build
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -m 'not realtime and not slow and not soak'
+
+test: build
+	@sh tests/apt.sh
+	@$(BIN)/python -m pytest -m 'not soak'
+
+bench: build
+	@sh tests/apt.sh
+	@mkdir -p out
+	@$(BIN)/python -m bench.perf --json out/bench.json
+
+soak: build
+	@$(BIN)/python -m pytest -m soak --timeout 7200
+
+clean:
+	rm -rf build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name '*.so' -not -path './$(VENV)/*' -delete

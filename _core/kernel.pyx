@@ -1,0 +1,735 @@
+"""The kernel: step(inputs, limits, state) -> outputs. Pure, bounded, no allocation, no clock of its own.
+
+The order of step() is the order of control; each stage below has the number that design and documentation give it.
+No libm beyond sqrt, no fused multiply-add: two machines agree to the last bit.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.string cimport memcmp, memcpy, memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from _core.image cimport *
+from _core.laws cimport clamp, decay, droop, finite, lag, q_room, shave, slew, slew_from_zero, taper, volt_var
+
+cdef double NAN = float("nan")
+cdef double INF = float("inf")
+
+cdef enum:
+    PCS_STARTING = 2
+    PCS_RUNNING = 3
+    PCS_THROTTLED = 4
+    PCS_FAULTED = 6
+    BMS_CONNECTED = 3
+    BMS_FAULTED = 99
+
+cdef double HEARTBEAT_S = 3.0           # a PCS started cold shows a moving heartbeat for so long
+cdef double CLEAN_S = 5.0               # the cause of a fault is gone for so long before an automatic reset
+cdef double PROVED_S = 10.0             # GRID for so long counts as a clean GRID
+cdef int64_t HOUR_NS = 3600 * 1000000000
+cdef double RB_TIME_S = 1.0             # readback corrects the model's slow error with this time constant
+cdef double ALIGN_TIME_S = 10.0         # memory of the on-line alignment estimate
+cdef double SOC_TAPER = 0.01            # the last point of SoC before a limit
+
+
+ctypedef struct Work:                   # what one step hands from stage to stage
+    double dt_s
+    double net_w                        # what grid and battery carry together: load - pv - gen
+    double dis_w                        # device limits of this tick, as magnitudes: SoC, temperature, PCS, BMS
+    double cha_w
+    uint64_t dis_why                    # which limit set them
+    uint64_t cha_why
+    uint64_t flags
+    int32_t fresh                       # a new meter value came since the last step
+    int32_t meter_ok
+    int32_t meter_gone
+    int32_t bms_ok
+    int32_t pcs_ok
+    int32_t grid_ok
+    uint32_t causes                     # alarms whose cause stands now
+
+
+cdef inline double age_s(const Inputs* i, const Group* g) noexcept nogil:
+    """Age of a group at this step; inf when it never answered well."""
+    if g.t_ns == 0 or g.quality != Q_GOOD:
+        return INF
+    return <double>(i.step_t_ns - g.t_ns) * 1e-9
+
+
+cdef inline double since_s(const Inputs* i, int64_t t_ns) noexcept nogil:
+    return <double>(i.t_ns - t_ns) * 1e-9
+
+
+# ---------------------------------------------------------------- 1. judge
+
+cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexcept nogil:
+    """Age and plausibility of every group; nothing stale or impossible passes as a measurement."""
+    cdef const Meter* m = &i.meter
+    cdef double v, age
+    cdef int k
+    cdef double[6] now
+    w.dt_s = clamp(<double>(i.t_ns - st.last_t_ns) * 1e-9, 0.0, 1.0) if st.last_t_ns else 0.0
+    st.last_t_ns = i.t_ns
+
+    age = age_s(i, &m.g)
+    w.meter_ok = age <= s.meter_hold_s and finite(m.grid_p_w) and -8.0 * s.feeder_w <= m.grid_p_w <= 8.0 * s.feeder_w
+    w.meter_gone = age > s.meter_lost_s
+    w.fresh = w.meter_ok and m.g.count != st.last_meter_count
+    if w.fresh:
+        now[0] = m.grid_p_w; now[1] = m.q_var; now[2] = m.v1_v; now[3] = m.v2_v; now[4] = m.v3_v; now[5] = m.f_hz
+        for k in range(6):
+            if now[k] != st.last_meter[k] and (now[k] == now[k] or st.last_meter[k] == st.last_meter[k]):
+                st.frozen_since_ns = i.t_ns
+            st.last_meter[k] = now[k]
+        st.last_meter_count = m.g.count
+    if s.frozen_s > 0.0 and st.frozen_since_ns and since_s(i, st.frozen_since_ns) > s.frozen_s and m.g.count > 1:
+        w.meter_ok = 0
+        w.fresh = 0
+        if since_s(i, st.frozen_since_ns) > s.frozen_s + s.meter_lost_s or st.mode == MODE_STANDBY:
+            w.meter_gone = 1
+
+    w.bms_ok = not s.has_bms or (age_s(i, &i.bms.g) <= s.bms_lost_s and finite(i.bms.soc) and -0.05 <= i.bms.soc <= 1.05
+                                 and (not s.has_bms_limits or age_s(i, &i.bms_lim.g) <= s.bms_lost_s))
+    w.pcs_ok = age_s(i, &i.pcs.g) <= s.pcs_lost_s and finite(i.pcs.batt_p_w)
+
+    # The grid's window. No opinion without a fresh meter.
+    if w.fresh:
+        v = m.v1_v
+        if m.v2_v < v:
+            v = m.v2_v
+        if m.v3_v < v:
+            v = m.v3_v
+        w.grid_ok = not (m.f_hz < s.f_min_hz or m.f_hz > s.f_max_hz or v < s.v_min_pu * s.v_nom_v
+                         or m.v1_v > s.v_max_pu * s.v_nom_v or m.v2_v > s.v_max_pu * s.v_nom_v or m.v3_v > s.v_max_pu * s.v_nom_v)
+        if w.grid_ok:
+            st.bad_since_ns = 0
+            if st.good_since_ns == 0:
+                st.good_since_ns = i.t_ns
+        else:
+            st.good_since_ns = 0
+            if st.bad_since_ns == 0:
+                st.bad_since_ns = i.t_ns
+    else:
+        w.grid_ok = st.bad_since_ns == 0
+
+
+# ---------------------------------------------------------------- 1b. modes
+
+cdef inline void enter(State* st, const Inputs* i, int mode) noexcept nogil:
+    st.mode = mode
+    st.mode_since_ns = i.t_ns
+    st.start_step = START_DEVICES
+    st.step_since_ns = i.t_ns
+    st.clean_since_ns = 0
+    st.follow_since_ns = 0
+    if mode == MODE_STANDBY:
+        st.adopt = 0
+        st.hb_first_ns = 0
+
+
+cdef inline void fault(State* st, const Inputs* i, uint32_t alarm) noexcept nogil:
+    st.alarms |= alarm
+    if st.mode != MODE_FAULT:
+        st.was_clean = st.mode == MODE_GRID and since_s(i, st.mode_since_ns) >= PROVED_S
+        enter(st, i, MODE_FAULT)
+
+
+cdef inline uint32_t causes(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
+    """Alarms whose cause stands now."""
+    cdef uint32_t a = 0
+    if w.meter_gone:
+        a |= ALM_METER_FROZEN if age_s(i, &i.meter.g) <= s.meter_lost_s else ALM_METER_LOST
+    if not w.pcs_ok:
+        a |= ALM_PCS_LOST
+    elif i.pcs.pcs_state == PCS_FAULTED:
+        a |= ALM_PCS_FAULT
+    if not w.bms_ok:
+        a |= ALM_BMS_LOST
+    elif s.has_bms and i.bms.bms_state == BMS_FAULTED:
+        a |= ALM_BMS_FAULT
+    if s.has_pcs_life and i.pcs_life.g.count and i.pcs_life.pcs_local == 1.0:
+        a |= ALM_PCS_LOCAL
+    if i.verified < 0:
+        a |= ALM_IDENTITY
+    return a
+
+
+cdef inline void start(const Inputs* i, const Site* s, State* st, const Work* w, Outputs* o) noexcept nogil:
+    """The start sequence, one condition a step; each step is left only by proof."""
+    cdef bint live = i.pcs.pcs_state == PCS_RUNNING or i.pcs.pcs_state == PCS_THROTTLED
+    cdef bint bms_closed = not s.has_bms or (w.bms_ok and i.bms.bms_state == BMS_CONNECTED)
+    cdef int before = st.start_step
+    if not (w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) == 0):
+        st.start_step = START_DEVICES
+    elif st.start_step == START_DEVICES:
+        st.adopt = live and (not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0)
+        st.start_step = START_REVERSION
+    elif st.start_step == START_REVERSION:
+        if not s.has_pcs_ctl or (age_s(i, &i.pcs_ctl.g) < 3.0 and i.pcs_ctl.g.t_ns > st.step_since_ns and i.pcs_ctl.wset_rvrt_ena == 1.0
+                                 and i.pcs_ctl.wset_rvrt_w == 0.0 and i.pcs_ctl.wset_rvrt_s == s.pcs_rvrt_s):
+            st.start_step = START_BMS
+    elif st.start_step == START_BMS:
+        if not bms_closed and s.has_bms:
+            o.op_request = OP_START
+        elif w.dis_w > 0.0 or w.cha_w > 0.0:
+            st.start_step = START_HEARTBEAT
+            st.hb_first_ns = 0
+    elif st.start_step == START_HEARTBEAT:
+        if not s.has_pcs_life:
+            st.start_step = START_OPERATE
+        elif i.pcs_life.pcs_heartbeat != st.last_hb:
+            if st.hb_first_ns == 0 and i.pcs_life.g.count > 1:
+                st.hb_first_ns = i.t_ns
+            if st.hb_first_ns and (st.adopt or since_s(i, st.hb_first_ns) >= HEARTBEAT_S):
+                st.start_step = START_OPERATE
+    elif st.start_step == START_OPERATE:
+        if not (s.enter_service_delay_s > 0.0 and not st.adopt and (st.good_since_ns == 0
+                or since_s(i, st.good_since_ns) < s.enter_service_delay_s)):
+            if live:
+                st.start_step = START_DONE
+            else:
+                o.op_request = OP_START
+    if i.pcs_life.pcs_heartbeat != st.last_hb:
+        st.last_hb = i.pcs_life.pcs_heartbeat
+        st.hb_t_ns = i.t_ns
+    if st.start_step != before:
+        st.step_since_ns = i.t_ns
+
+
+cdef inline void follows(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
+    """A PCS that acknowledges and does nothing: readback off the model for follow_s."""
+    if s.follow_w > 0.0 and not -s.follow_w <= st.rb_err_w <= s.follow_w:
+        if st.follow_since_ns == 0:
+            st.follow_since_ns = i.t_ns
+        elif since_s(i, st.follow_since_ns) > s.follow_s:
+            fault(st, i, ALM_PCS_NOT_FOLLOWING)
+    else:
+        st.follow_since_ns = 0
+
+
+cdef inline bint may_reset(const Inputs* i, State* st, uint32_t now) noexcept nogil:
+    """By an edge at any time; by itself only after a clean GRID, with the cause gone, and three times an hour."""
+    cdef int oldest = 0
+    cdef int k
+    if i.reset != st.reset_seen:
+        st.reset_seen = i.reset
+        return now == 0
+    if now or not st.was_clean:
+        st.clean_since_ns = 0
+        return False
+    if st.clean_since_ns == 0:
+        st.clean_since_ns = i.t_ns
+    if since_s(i, st.clean_since_ns) < CLEAN_S:
+        return False
+    for k in range(1, 3):
+        if st.reset_t_ns[k] < st.reset_t_ns[oldest]:
+            oldest = k
+    if st.reset_t_ns[oldest] and i.t_ns - st.reset_t_ns[oldest] < HOUR_NS:
+        return False
+    st.reset_t_ns[oldest] = i.t_ns
+    return True
+
+
+cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
+    """Mode transitions: one place, each with its condition."""
+    cdef uint32_t now = causes(i, s, st, w)
+    cdef bint grid_bad = st.bad_since_ns != 0 and since_s(i, st.bad_since_ns) >= s.trip_s
+    w.causes = now
+    if st.mode != MODE_FAULT:
+        st.reset_seen = i.reset
+    if i.stop and st.mode != MODE_STOP:
+        st.stop_since_ns = i.t_ns
+        st.stop_s = clamp(abs_w(st.cmd_w) / s.ramp_down_w_per_s, 0.1, 55.0) if st.mode == MODE_GRID else 0.0
+        enter(st, i, MODE_STOP)
+    if st.mode == MODE_GRID or st.mode == MODE_ISLAND:
+        follows(i, s, st, w)
+        if st.mode == MODE_FAULT:
+            pass
+        elif now:
+            fault(st, i, now)
+        elif i.pcs.pcs_state != PCS_RUNNING and i.pcs.pcs_state != PCS_THROTTLED:
+            fault(st, i, ALM_PCS_FAULT)
+        elif s.has_pcs_ctl and (i.pcs_ctl.wset_rvrt_ena != 1.0 or i.pcs_ctl.wset_rvrt_s != s.pcs_rvrt_s):
+            fault(st, i, ALM_REVERSION)
+        elif grid_bad and st.mode == MODE_GRID:
+            if (<int64_t>clamp(i.pcs.pcs_der_mode, 0.0, 4e9)) & 2:
+                enter(st, i, MODE_ISLAND)       # the converter forms the grid: it carries the load, we carry the limits
+            else:
+                st.alarms |= ALM_GRID_OUTSIDE
+                enter(st, i, MODE_TRIP)
+        elif st.mode == MODE_ISLAND and not (<int64_t>clamp(i.pcs.pcs_der_mode, 0.0, 4e9)) & 2:
+            enter(st, i, MODE_RESYNC)
+    elif st.mode == MODE_RESYNC:
+        if now:
+            fault(st, i, now)
+        elif st.good_since_ns and since_s(i, st.good_since_ns) >= s.enter_service_delay_s:
+            enter(st, i, MODE_STANDBY)
+    elif st.mode == MODE_TRIP:
+        if now:
+            fault(st, i, now)
+        elif st.good_since_ns and since_s(i, st.good_since_ns) >= s.enter_service_delay_s:
+            st.alarms = 0
+            enter(st, i, MODE_STANDBY)
+    elif st.mode == MODE_FAULT:
+        st.alarms |= now
+        if may_reset(i, st, now):
+            st.alarms = 0
+            st.rb_err_w = 0.0
+            enter(st, i, MODE_STANDBY)
+    elif st.mode == MODE_STANDBY:
+        start(i, s, st, w, o)
+        if st.start_step == START_DONE:
+            go(i, s, st, w)
+
+
+cdef inline double abs_w(double x) noexcept nogil:
+    return -x if x < 0.0 else x
+
+
+cdef inline void go(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
+    """Into GRID from measured power, so that a live converter is adopted without a bump."""
+    enter(st, i, MODE_GRID)
+    st.start_step = START_DONE
+    st.model_p_w = i.pcs.batt_p_w
+    st.model_target_w = i.pcs.batt_p_w
+    st.q_len = 0
+    st.rb_err_w = 0.0
+    st.cmd_w = i.pcs.batt_p_w
+    st.load_w = i.meter.grid_p_w + i.pcs.batt_p_w
+    st.mean_w = st.load_w
+    st.ref_w = i.meter.grid_p_w
+    st.horizon_s = s.mean_min_s
+
+
+# ---------------------------------------------------------------- 2. load
+
+cdef inline void model_advance(const Site* s, State* st, int64_t t_ns) noexcept nogil:
+    """The PCS model, driven by our own commands, forward to t_ns; never backward."""
+    cdef int64_t until
+    cdef uint32_t guard = 0
+    while st.model_t_ns < t_ns and guard <= MODEL_QUEUE:
+        until = t_ns
+        if st.q_len and st.q_t_ns[st.q_head] <= st.model_t_ns:
+            st.model_target_w = st.q_w[st.q_head]
+            st.q_head = (st.q_head + 1) % MODEL_QUEUE
+            st.q_len -= 1
+            guard += 1
+            continue
+        if st.q_len and st.q_t_ns[st.q_head] < until:
+            until = st.q_t_ns[st.q_head]
+        st.model_p_w = lag(st.model_p_w, st.model_target_w, <double>(until - st.model_t_ns) * 1e-9, s.pcs_tau_s)
+        st.model_t_ns = until
+        guard += 1
+
+
+cdef inline void model_push(State* st, int64_t t_ns, double w) noexcept nogil:
+    cdef uint32_t at
+    if st.q_len == MODEL_QUEUE:             # dead time beyond the queue: the oldest is due anyway
+        st.model_target_w = st.q_w[st.q_head]
+        st.q_head = (st.q_head + 1) % MODEL_QUEUE
+        st.q_len -= 1
+    at = (st.q_head + st.q_len) % MODEL_QUEUE
+    st.q_t_ns[at] = t_ns
+    st.q_w[at] = w
+    st.q_len += 1
+
+
+cdef inline void align(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
+    """Readback against model: the slow part of the difference is a bias, the part that goes with the slope is a time error."""
+    cdef double err, slope, keep
+    if not w.pcs_ok or i.pcs.g.count == st.last_pcs_count or i.pcs.g.t_ns < st.model_t_ns:
+        return
+    st.last_pcs_count = i.pcs.g.count
+    model_advance(s, st, i.pcs.g.t_ns)
+    err = i.pcs.batt_p_w - st.model_p_w
+    slope = (st.model_target_w - st.model_p_w) / s.pcs_tau_s if s.pcs_tau_s > 0.0 else 0.0
+    keep = decay(w.dt_s / ALIGN_TIME_S)
+    st.align_num = st.align_num * keep + (err - st.rb_err_w) * slope
+    st.align_den = st.align_den * keep + slope * slope
+    # worth a verdict once steps of 2 % of rating have been seen: slope of such a step one time constant on, over ten of them
+    if st.align_den > 10.0 * (0.02 * 0.37 * s.s_rated_va / (s.pcs_tau_s + 1e-4)) * (0.02 * 0.37 * s.s_rated_va / (s.pcs_tau_s + 1e-4)):
+        st.align_s = st.align_num / st.align_den
+    st.rb_err_w += (err - st.rb_err_w) * clamp(w.dt_s / RB_TIME_S, 0.0, 1.0)
+
+
+cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
+    """Load at the meter's sampling instant: what grid and battery carried together then."""
+    cdef double load, t_f, others = 0.0
+    align(i, s, st, w)
+    if s.has_others:
+        if finite(i.others.pv_p_w):
+            others += i.others.pv_p_w
+        if finite(i.others.gen_p_w):
+            others += i.others.gen_p_w
+    if w.fresh:
+        model_advance(s, st, i.meter.g.t_ns)
+        load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others
+        t_f = abs_w(st.align_s)
+        if t_f > s.align_full_s:
+            t_f = 2.0 * t_f if t_f > 0.01 else 0.02
+            st.load_w += (load - st.load_w) * w.dt_s / (t_f + w.dt_s)
+            o.filter_s = t_f
+            w.flags |= LIM_FILTER
+        else:
+            st.load_w = load
+        st.last_grid_w = i.meter.grid_p_w
+    w.net_w = st.load_w - others
+    o.batt_p_w = st.model_p_w + st.rb_err_w
+
+
+# ---------------------------------------------------------------- device limits: needed by 3 (no wind-up) and 6
+
+cdef inline void less(double* limit, uint64_t* why, double bound, uint64_t flag) noexcept nogil:
+    """limit = min(limit, bound), remembering who set it; a bound below 0 or NaN counts as 0."""
+    if not bound > 0.0:
+        bound = 0.0
+    if bound < limit[0]:
+        limit[0] = bound
+        why[0] = flag
+
+
+cdef inline void device_limits(const Inputs* i, const Limits* lim, const Site* s, Work* w) noexcept nogil:
+    """How much may be discharged and charged now, from SoC to BMS; each bound a magnitude at the AC terminals."""
+    cdef double t, k
+    w.dis_w = INF
+    w.cha_w = INF
+    w.dis_why = 0
+    w.cha_why = 0
+    less(&w.dis_w, &w.dis_why, s.pcs_p_max_w, LIM_PCS_S)
+    less(&w.cha_w, &w.cha_why, s.pcs_p_max_w, LIM_PCS_S)
+    less(&w.dis_w, &w.dis_why, lim.p_discharge_max_w, LIM_SITE_P)
+    less(&w.cha_w, &w.cha_why, lim.p_charge_max_w, LIM_SITE_P)
+    if s.has_bms:
+        if not w.bms_ok:
+            less(&w.dis_w, &w.dis_why, 0.0, LIM_BMS_STALE)
+            less(&w.cha_w, &w.cha_why, 0.0, LIM_BMS_STALE)
+            return
+        less(&w.dis_w, &w.dis_why, s.pcs_p_max_w * taper(i.bms.soc - lim.soc_min, SOC_TAPER), LIM_SOC_MIN)
+        less(&w.cha_w, &w.cha_why, s.pcs_p_max_w * taper(lim.soc_max - i.bms.soc, SOC_TAPER), LIM_SOC_MAX)
+        if i.bms.bms_state != BMS_CONNECTED:
+            less(&w.dis_w, &w.dis_why, 0.0, LIM_BMS_DISCHARGE)
+            less(&w.cha_w, &w.cha_why, 0.0, LIM_BMS_CHARGE)
+    if s.has_bms_temp:
+        if age_s(i, &i.bms_temp.g) > 10.0 * s.bms_lost_s or not finite(i.bms_temp.batt_temp_max_c + i.bms_temp.batt_temp_min_c):
+            k = 0.0
+        else:
+            t = s.temp_max_c - i.bms_temp.batt_temp_max_c
+            if i.bms_temp.batt_temp_min_c - s.temp_min_c < t:
+                t = i.bms_temp.batt_temp_min_c - s.temp_min_c
+            k = taper(t, s.temp_taper_c)
+        less(&w.dis_w, &w.dis_why, s.pcs_p_max_w * k, LIM_TEMP)
+        less(&w.cha_w, &w.cha_why, s.pcs_p_max_w * k, LIM_TEMP)
+    if s.has_bms_limits:
+        less(&w.dis_w, &w.dis_why, s.batt_eta * i.bms_lim.batt_v * i.bms_lim.batt_i_discharge_max_a, LIM_BMS_DISCHARGE)
+        less(&w.cha_w, &w.cha_why, i.bms_lim.batt_v * i.bms_lim.batt_i_charge_max_a, LIM_BMS_CHARGE)
+        if i.bms_lim.batt_p_discharge_max_w == i.bms_lim.batt_p_discharge_max_w:
+            less(&w.dis_w, &w.dis_why, s.batt_eta * i.bms_lim.batt_p_discharge_max_w, LIM_BMS_DISCHARGE)
+        if i.bms_lim.batt_p_charge_max_w == i.bms_lim.batt_p_charge_max_w:
+            less(&w.cha_w, &w.cha_why, i.bms_lim.batt_p_charge_max_w, LIM_BMS_CHARGE)
+        t = 0.02 * (s.batt_v_max_v - s.batt_v_min_v)
+        less(&w.dis_w, &w.dis_why, s.pcs_p_max_w * taper(i.bms_lim.batt_v - s.batt_v_min_v, t), LIM_BATT_V)
+        less(&w.cha_w, &w.cha_why, s.pcs_p_max_w * taper(s.batt_v_max_v - i.bms_lim.batt_v, t), LIM_BATT_V)
+
+
+cdef inline double bounded(double p, double low, double high, uint64_t low_flag, uint64_t high_flag, Work* w) noexcept nogil:
+    if p < low:
+        w.flags |= low_flag
+        p = low
+    if p > high:
+        w.flags |= high_flag
+        p = high
+    return p
+
+
+# ---------------------------------------------------------------- 3. reference
+
+cdef inline double import_allowed(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w) noexcept nogil:
+    """Instantaneous limit, lowered where the billing window has already used more than its share; in [0, limit]."""
+    cdef double elapsed, left, allowed = lim.import_limit_w
+    if not s.billing_window_s > 0.0 or not finite(i.billing_phase_s):
+        return allowed
+    elapsed = clamp(i.billing_phase_s, 0.0, s.billing_window_s)
+    if elapsed < st.billing_phase_s or st.billing_phase_s < 0.0:
+        # a new window; at the very start of control its past is unknown and counts as used in full
+        st.billing_wh = lim.import_limit_w * elapsed / 3600.0
+    elif w.meter_ok and st.last_grid_w > 0.0:
+        st.billing_wh += st.last_grid_w * w.dt_s / 3600.0
+    st.billing_phase_s = elapsed
+    left = s.billing_window_s - elapsed
+    # what was used beyond the share of the elapsed time is given back over what is left, and never faster than over a minute
+    allowed -= clamp(st.billing_wh * 3600.0 - lim.import_limit_w * elapsed, 0.0, INF) / (left if left > 60.0 else 60.0)
+    return clamp(allowed, 0.0, lim.import_limit_w)
+
+
+cdef inline void slow_mean(const Inputs* i, const Limits* lim, const Site* s, State* st, const Work* w) noexcept nogil:
+    """Mean of the load over a horizon that grows to mean_max_s while the battery's energy allows, and shrinks as SoC leaves its target."""
+    cdef double off = 0.0, longest
+    if s.has_bms and w.bms_ok:
+        off = abs_w(i.bms.soc - lim.soc_target)
+    longest = s.mean_min_s + (s.mean_max_s - s.mean_min_s) * clamp((0.3 - off) / 0.2, 0.0, 1.0)
+    st.horizon_s = slew(st.horizon_s, longest, 1.0, 10.0, w.dt_s)
+    st.mean_w += (st.load_w - st.mean_w) * clamp(w.dt_s / st.horizon_s, 0.0, 1.0)
+
+
+cdef inline void reference(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double base_w) noexcept nogil:
+    """Reference of grid import: mean + base + SoC term, between the limits, no faster than the ramp, never beyond what the battery can hold."""
+    cdef double target, bound, before, allowed, others = st.load_w - w.net_w
+    slow_mean(i, lim, s, st, w)
+    allowed = import_allowed(i, lim, s, st, w)
+    target = st.mean_w - others + base_w
+    if s.has_bms and w.bms_ok:
+        # no faster than a quarter of rating: a full battery is no reason to stop importing
+        target -= clamp((i.bms.soc - lim.soc_target) * s.energy_wh * 3600.0 / s.soc_time_s, -0.25 * s.s_rated_va, 0.25 * s.s_rated_va)
+    bound = clamp(target, -lim.export_limit_w, allowed)
+    if bound < target:
+        w.flags |= LIM_IMPORT if allowed >= lim.import_limit_w else LIM_BILLING
+    elif bound > target:
+        w.flags |= LIM_EXPORT
+    o.target_w = bound
+    before = st.ref_w
+    st.ref_w = slew(st.ref_w, bound, lim.ramp_up_w_per_s, lim.ramp_down_w_per_s, w.dt_s)
+    if st.ref_w != bound:
+        w.flags |= LIM_RAMP
+    # no wind-up: the reference never stands where the battery cannot hold it
+    st.ref_w = bounded(st.ref_w, w.net_w - w.dis_w, w.net_w + w.cha_w, w.dis_why, w.cha_why, w)
+    bound = st.ref_w - before
+    if bound > lim.ramp_up_w_per_s * w.dt_s * 1.000001 + 1e-6 or bound < -lim.ramp_down_w_per_s * w.dt_s * 1.000001 - 1e-6:
+        st.not_held_s += w.dt_s
+        w.flags |= LIM_NOT_HELD
+
+
+# ---------------------------------------------------------------- 4. battery, 5. droop
+
+cdef inline int choose(const Inputs* i) noexcept nogil:
+    """The highest live slot: operator > schedule > planner; -1 none."""
+    cdef int k
+    for k in range(SLOTS):
+        if i.slot[k].kind != SP_NONE and i.slot[k].lease_until_ns > i.t_ns and finite(i.slot[k].value_w):
+            return k
+    return -1
+
+
+cdef inline double battery(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
+    """Battery power wanted: load minus reference, or what a setpoint holds."""
+    cdef double p, base_w = 0.0, k
+    o.slot = choose(i)
+    if o.slot >= 0:
+        o.slot_id = i.slot[o.slot].id
+        if i.slot[o.slot].kind == SP_BASE:
+            base_w = i.slot[o.slot].value_w
+    if not w.meter_ok:
+        # nothing to follow: toward 0 over two seconds at the most, and back in from measured power
+        w.flags |= LIM_METER_STALE
+        st.stale = 1
+        return slew(st.cmd_w, 0.0, s.s_rated_va / 2.0, s.s_rated_va / 2.0, w.dt_s)
+    if st.stale:
+        st.stale = 0
+        st.ref_w = w.net_w - st.cmd_w
+    if o.slot >= 0 and i.slot[o.slot].kind == SP_HOLD:
+        w.flags |= LIM_HOLD
+        slow_mean(i, lim, s, st, w)
+        p = slew_from_zero(st.cmd_w - st.droop_w, i.slot[o.slot].value_w, lim.ramp_up_w_per_s, w.dt_s)
+        st.ref_w = w.net_w - p                  # what is left for the grid; following begins again from here
+        o.target_w = st.ref_w
+    else:
+        reference(i, lim, s, st, w, o, base_w)
+        p = shave(w.net_w, st.ref_w)
+    if st.mode == MODE_STOP:
+        k = 1.0 - since_s(i, st.stop_since_ns) / st.stop_s if st.stop_s > 0.0 and i.stop < 2 else 0.0
+        p *= clamp(k, 0.0, 1.0)
+    return p
+
+
+cdef inline double frequency(const Inputs* i, const Site* s, State* st, Work* w) noexcept nogil:
+    """P(f) with deadband, droop and open-loop response time. The ramp limit does not apply to it (IEEE 1547-2018 4.10.3, RfG art. 15)."""
+    cdef double p = 0.0
+    if s.droop_r > 0.0 and w.meter_ok and finite(i.meter.f_hz):
+        p = clamp(droop(i.meter.f_hz, s.f_nom_hz, s.droop_db_hz, s.droop_r, s.s_rated_va), -s.s_rated_va, s.s_rated_va)
+    st.droop_w = lag(st.droop_w, p, w.dt_s, s.droop_tr_s / 2.302585092994046)
+    if abs_w(st.droop_w) > 1e-3 * s.s_rated_va:
+        w.flags |= LIM_DROOP
+    elif p == 0.0:
+        st.droop_w = 0.0 if abs_w(st.droop_w) < 1.0 else st.droop_w
+    return st.droop_w
+
+
+cdef inline double reactive(const Inputs* i, const Site* s, State* st, const Work* w, double p_w) noexcept nogil:
+    """Q(V), within what apparent power leaves beside p_w."""
+    cdef double q = 0.0, room = q_room(s.s_rated_va, p_w), v
+    if not s.q_max_var > 0.0:
+        return 0.0
+    v = (i.meter.v1_v + i.meter.v2_v + i.meter.v3_v) / (3.0 * s.v_nom_v)
+    if w.meter_ok and finite(v):
+        q = volt_var(v, s.volt_db_pu, s.volt_full_pu, s.q_max_var)
+    st.volt_var = lag(st.volt_var, q, w.dt_s, s.volt_tr_s / 2.302585092994046)
+    return clamp(st.volt_var, -room, room)
+
+
+# ---------------------------------------------------------------- 6. limits
+
+cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p, double droop_w) noexcept nogil:
+    """Slew, then contract < droop < breaker < SoC, temperature, PCS, BMS: each later one outranks those before it."""
+    if s.cmd_slew_w_per_s < INF:
+        o.p_cmd_w = slew_from_zero(st.cmd_w, p, s.cmd_slew_w_per_s, w.dt_s)
+        if o.p_cmd_w != p:
+            w.flags |= LIM_SLEW
+        p = o.p_cmd_w
+    if w.meter_ok and st.mode == MODE_GRID:
+        p = bounded(p, w.net_w - lim.import_limit_w, w.net_w + lim.export_limit_w, LIM_IMPORT, LIM_EXPORT, w)
+        p += droop_w
+        p = bounded(p, w.net_w - s.feeder_w, w.net_w + s.feeder_w, LIM_FEEDER, LIM_FEEDER, w)
+    p = bounded(p, -w.cha_w, w.dis_w, w.cha_why, w.dis_why, w)
+    return p
+
+
+# ---------------------------------------------------------------- 7. gate
+
+cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p) noexcept nogil:
+    """What may leave: only finite numbers, only in a mode that commands, only to devices that are the ones compiled."""
+    if not finite(p):
+        st.alarms |= ALM_INTERNAL
+        p = 0.0
+    if st.mode == MODE_STANDBY and st.adopt and finite(i.pcs_ctl.wset_w):
+        p = clamp(i.pcs_ctl.wset_w, -w.cha_w, w.dis_w)  # a live converter keeps what it does until GRID takes it over
+    elif st.mode != MODE_GRID and st.mode != MODE_STOP:
+        p = 0.0
+        w.flags |= LIM_MODE
+    o.gate = i.verified == 1 and (st.mode != MODE_STANDBY or st.start_step >= START_BMS)
+    if st.mode == MODE_STOP and p == 0.0 and (i.stop >= 2 or since_s(i, st.stop_since_ns) >= st.stop_s):
+        st.start_step = START_DONE              # the engine may leave once the command has gone out
+        o.op_request = OP_STOP
+    o.p_cmd_w = p
+    st.cmd_w = p
+    o.enable = 1.0
+    o.rvrt_s = s.pcs_rvrt_s
+    st.proven = st.proven + 1 if o.gate else 0
+    o.heartbeat = <double>((i.tick // 100) & 0x3FFFFFFF) + 1.0 if o.gate else 0.0      # a sign of life from proven ticks only
+    if o.gate:
+        model_push(st, i.command_t_ns + <int64_t>(s.pcs_dead_s * 1e9), p)
+    if i.step_t_ns > lim.lease_until_ns:
+        w.flags |= LIM_LEASE
+
+
+cdef void reset(State* st, const Site* s) noexcept nogil:
+    """The state before the first tick."""
+    memset(st, 0, sizeof(State))
+    st.mode = MODE_STANDBY
+    st.horizon_s = s.mean_min_s
+    st.billing_phase_s = -1.0
+    st.last_hb = -1.0
+
+
+cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, Outputs* o) noexcept nogil:
+    """One tick. Read it top to bottom: this is the order of control."""
+    cdef Work w
+    cdef double p = 0.0, extra = 0.0
+    memset(&w, 0, sizeof(Work))
+    memset(o, 0, sizeof(Outputs))
+    o.slot = -1
+    judge(inp, s, st, &w)                                   # 1. what can be believed
+    device_limits(inp, lim, s, &w)
+    modes(inp, s, st, &w, o)                                #    and which mode follows from it
+    reconstruct(inp, s, st, &w, o)                          # 2. the load, at the meter's instant
+    if st.mode == MODE_GRID or st.mode == MODE_STOP:
+        p = battery(inp, lim, s, st, &w, o)                 # 3., 4. reference of grid import; the battery carries the rest
+        extra = frequency(inp, s, st, &w)                   # 5. droop bypasses the ramp
+        p = limit(lim, s, st, &w, o, p, extra)              # 6. contract, breaker, SoC, temperature, PCS, BMS
+    else:
+        st.droop_w = 0.0
+        st.ref_w = st.last_grid_w                           # outside GRID the reference follows the measured grid
+        st.mean_w = st.load_w
+        st.horizon_s = s.mean_min_s
+    o.q_cmd_var = reactive(inp, s, st, &w, p) if st.mode == MODE_GRID else 0.0
+    gate(inp, lim, s, st, &w, o, p)                         # 7. what may leave
+    o.load_w = st.load_w
+    o.mean_w = st.mean_w
+    o.ref_w = st.ref_w
+    o.grid_p_w = st.last_grid_w
+    o.droop_w = st.droop_w
+    o.horizon_s = st.horizon_s
+    o.align_s = st.align_s
+    o.not_held_s = st.not_held_s
+    o.soc = inp.bms.soc if s.has_bms else NAN
+    o.limits_active = w.flags
+    o.p_min_w = -w.cha_w
+    o.p_max_w = w.dis_w
+    o.alarms = st.alarms | (w.causes if st.mode == MODE_STANDBY else 0)     # what the start sequence waits for
+    o.mode = st.mode
+    o.start_step = st.start_step
+
+
+# ---------------------------------------------------------------- the Python face: for tests, twin and replay
+
+cdef class Kernel:
+    """step() with its state, fed by dicts. Raises ValueError for unknown fields; values themselves are not checked: the kernel must stand them."""
+    cdef Site site
+    cdef State state
+    cdef Outputs out
+
+    def __init__(self, dict site):
+        self.site = site
+        reset(&self.state, &self.site)
+
+    def step(self, dict inp, dict lim):
+        """One tick; returns Outputs as a dict."""
+        cdef Inputs i = inp
+        cdef Limits l = lim
+        with nogil:
+            step(&i, &l, &self.site, &self.state, &self.out)
+        return self.out
+
+    def get_state(self):
+        """The State as a dict."""
+        return self.state
+
+    def set_state(self, dict st):
+        """Every field of State."""
+        self.state = st
+
+    def run_records(self, bytes raw):
+        """Run step() over whole Records (as ProcessImage.drain gives them) from the present State.
+
+        Returns the index of the first Record whose Outputs differ in any bit, or -1; the State moves on."""
+        cdef Py_ssize_t n = len(raw) // sizeof(Record), k
+        cdef const char* p = raw
+        cdef Record r
+        for k in range(n):
+            memcpy(&r, p + k * sizeof(Record), sizeof(Record))
+            step(&r.inp, &r.lim, &self.site, &self.state, &self.out)
+            if memcmp_outputs(&self.out, &r.out):
+                return k
+        return -1
+
+    def time_steps(self, dict inp, dict lim, int n):
+        """Nanoseconds of n steps with moving inputs, each timed by itself; the list is sorted."""
+        from _core.image import monotonic_ns
+        cdef Inputs i = inp
+        cdef Limits l = lim
+        cdef list times = []
+        cdef int64_t a, b
+        cdef int k
+        for k in range(n):
+            i.tick += 1
+            i.t_ns += 10000000
+            i.step_t_ns = i.t_ns + 2633000
+            i.command_t_ns = i.step_t_ns + 406000
+            i.meter.g.t_ns = i.t_ns + 1941000
+            i.meter.g.count += 1
+            i.meter.grid_p_w += 1000.0 if k & 8 else -1000.0
+            i.pcs.g.t_ns = i.t_ns - 1300000
+            i.pcs.g.count += 1
+            a = now_ns()
+            step(&i, &l, &self.site, &self.state, &self.out)
+            b = now_ns()
+            times.append(b - a)
+        times.sort()
+        return times
+
+
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef inline int memcmp_outputs(const Outputs* a, const Outputs* b) noexcept nogil:
+    return memcmp(a, b, sizeof(Outputs))
