@@ -1,4 +1,6 @@
-"""The command `ballast`: arguments, and which module does the work. Exit codes: 0, 1 failed, 2 input, 3 not running, 4 busy."""
+"""The command `ballast`: arguments, and which module does the work. Exit codes: 0, 1 failed, 2 input, 3 not running,
+4 busy.
+"""
 
 from __future__ import annotations
 
@@ -74,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         return {
-            "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold, "release": _release,
-            "version": _version,
+            "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold,
+            "release": _release, "version": _version,
         }[args.command](args)  # fmt: skip
     except SiteError as e:
         print(e, file=sys.stderr)
@@ -142,7 +144,7 @@ def _check(args: argparse.Namespace) -> int:
     print(f"{site.file}: site {site.name}, {len(site.buses)} buses, {len(site.devices)} devices: fits")
     for note in site.notes:
         print(f"note: {note}")
-    print(plan.text())
+    print(plan)
     return EXIT_OK
 
 
@@ -198,7 +200,8 @@ def _hold(args: argparse.Namespace) -> int:
     value_w, lease_s = operate.parse_power(args.power, site), operate.parse_lease(args.for_s)
     number = operate.hold(running, open_image(running, writable=True), value_w, lease_s, RealClock())
     print(
-        f"command {number}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s, or until `ballast release`; limits stay"
+        f"command {number}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s, "
+        "or until `ballast release`; limits stay in force"
     )
     return EXIT_OK
 

@@ -1,8 +1,9 @@
 """From a site to what hal and the kernel run: the one place in controller/ that calls hal.
 
-    site file -> Site -> specs (+ device maps) -> Plan -> BusScans          and         Site -> struct Site of the kernel, Limits
+    site file -> Site -> specs (+ device maps) -> Plan -> BusScans;     Site -> struct Site of the kernel, Limits
 
-`plan` works offline (SunSpec devices by the shape the standard gives them); `device_maps` asks the devices themselves.
+`plan` works offline (SunSpec devices by the shape the standard gives them); `device_maps` asks the devices
+themselves.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from controller import site as sites
-from controller.problems import Problem, SiteError
-from controller.settings import Value
-from controller.site import Bus, Device, Site
 from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
 from hal.profile import ProfileError, load_profile
 from hal.rows import DeviceMap
+
+from controller import site as sites
+from controller.problems import Problem, SiteError
+from controller.settings import ROLES, Value
+from controller.site import Bus, Device, Site
 
 SUNSPEC = "sunspec"
 SUNSPEC_ROLES = ("pcs", "meter", "bms")
@@ -29,22 +31,27 @@ Transact = Callable[[int, int, int, int], list[int]]  # (unit, function, address
 def load_site(
     path: str | Path | None, sets: Iterable[str] = (), plant_keys: Callable[[], Iterable[str]] | None = None
 ) -> Site:
-    """The site of a file (None: built-in) with overrides, its profiles checked too. Raises SiteError with every problem.
+    """The site of a file (None: built-in) with overrides, its profiles checked too. Raises SiteError with every
+    problem.
 
-    `plant_keys`: names of the plant's settings, asked for only where an override is none of the site's; default: a process.
+    `plant_keys`: names of the plant's settings, asked for only where an override is none of the site's; default: a
+    process.
     """
     from controller.virtual import plant_keys as ask
 
+    return sites.load(path, sets, plant_keys or ask, _profile_problems)
+
+
+def _profile_problems(site: Site) -> list[Problem]:
+    """What is wrong with the profiles, for the list that a person gets at once."""
     problems: list[Problem] = []
-    site = sites.load(path, sets, plant_keys or ask)
     for device in site.devices:
         try:
-            _offline_map(site, device)
+            if device.role in ROLES:
+                _offline_map(site, device)
         except SiteError as e:
             problems += e.problems
-    if problems:
-        raise SiteError(problems)
-    return site
+    return problems
 
 
 def site_from(path: Path) -> Site:
@@ -85,8 +92,9 @@ def _profile(site: Site, device: Device) -> DeviceMap:
 
 
 def device_maps(site: Site, transact_factory: Callable[[Bus], Transact]) -> list[DeviceMap]:
-    """Maps of all devices in the site's order; SunSpec devices are asked for theirs. Raises SiteError, hal.sunspec.SunSpecError,
-    and what `transact` raises where a device does not answer."""
+    """Maps of all devices in the site's order; SunSpec devices are asked for theirs. Raises SiteError,
+    hal.sunspec.SunSpecError, and what `transact` raises where a device does not answer.
+    """
     maps = []
     for device in site.devices:
         if device.profile == SUNSPEC:

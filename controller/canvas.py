@@ -9,7 +9,9 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
 class Canvas:
-    """`columns` x `rows` characters; dots are addressed with (0, 0) at the top left. Later layers win a cell's colour."""
+    """`columns` x `rows` characters; dots are addressed with (0, 0) at the top left. Later layers win a cell's
+    colour.
+    """
 
     def __init__(self, columns: int, rows: int) -> None:
         self.columns, self.rows = max(1, columns), max(1, rows)

@@ -1,4 +1,6 @@
-"""The one place in controller/ that reads a clock. Everything else is handed one of these, so that a test or a simulation owns time."""
+"""The one place in controller/ that reads a clock. Everything else is handed one of these, so that a test or a
+simulation owns time.
+"""
 
 from __future__ import annotations
 

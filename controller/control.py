@@ -1,7 +1,8 @@
 """The control process: opens the ports, compiles the devices, runs the engine in one thread that never holds the GIL.
 
-Beside that thread: the main thread, which waits for signals, and a helper thread, which opens ports that went away. What is slow or may
-block (opening, tcsetattr, scanning a device) happens in those two, or in a child; pysunspec2, numpy and rich are never loaded here.
+Beside that thread: the main thread, which waits for signals, and a helper thread, which opens ports that went away.
+What is slow or may block (opening, tcsetattr, scanning a device) happens in those two, or in a child; pysunspec2,
+numpy and rich are never loaded here.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def open_ports(site: Site, ports: dict[str, str]) -> tuple[list[int], list[str]]
 def scan_devices(directory: Path, fds: list[int], stop: StopRequest) -> list[Any] | None:
     """Device maps from a short-lived child, which alone loads pysunspec2; None when asked to stop meanwhile.
 
-    The child inherits the open, locked ports. A device that does not answer is waited for, with growing waits and one line.
+    The child inherits the open, locked ports. A device that does not answer is waited for, with growing waits and one
+    line.
     """
     said = ""
     for attempt in range(1_000_000):
@@ -59,9 +61,7 @@ def scan_devices(directory: Path, fds: list[int], stop: StopRequest) -> list[Any
             "--fds",
             ",".join(map(str, fds)),
         ]
-        done = subprocess.run(
-            argv, pass_fds=fds, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        done = subprocess.run(argv, pass_fds=fds, stdin=subprocess.DEVNULL, capture_output=True)
         if done.returncode == EXIT_OK:
             if said:
                 say("control", "all devices have answered")
@@ -119,10 +119,8 @@ class Helper:
                     continue
                 if i not in lost_ns:
                     lost_ns[i], next_ns[i], wait_s[i] = now_ns, now_ns, REOPEN_FIRST_S
-                    say(
-                        "control",
-                        f"bus {bus.name}: port {self.ports.get(bus.name, bus.port)} is gone; it is opened again when it returns",
-                    )
+                    path = self.ports.get(bus.name, bus.port)
+                    say("control", f"bus {bus.name}: port {path} is gone; it is opened again when it returns")
                 if now_ns < next_ns[i]:
                     continue
                 try:

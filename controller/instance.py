@@ -1,7 +1,7 @@
 """The running instance of a site: its directory, its lock, and what others need to find it.
 
-One directory a site, `ballast-<site>`: `lock` (held with flock by the parent as long as it lives; the kernel lets go of it whatever kills
-the parent), `instance.json` (who runs, where the image is), `site.json` (the settings in force).
+One directory a site, `ballast-<site>`: `lock` (held with flock by the parent as long as it lives; the kernel lets go
+of it whatever kills the parent), `instance.json` (who runs, where the image is), `site.json` (the settings in force).
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Instance:
         new.replace(path)
 
     def image_paths(self) -> list[str]:
-        """Where the image can be opened: at the parent, or at control where the parent is gone and control still ramps down."""
+        """Where the image can be opened: at the parent, or at control where the parent is gone and control still
+        ramps down.
+        """
         return [f"/proc/{pid}/fd/{self.image_fd}" for pid in (self.pid, self.control_pid) if pid]
 
 
@@ -64,7 +66,8 @@ def make_directory(site: str) -> Path:
     base = next((p for p in base_directories() if os.access(p, os.W_OK)), None)
     if base is None:
         raise InstanceError("no place for the runtime directory: /run and /tmp are not writable; set XDG_RUNTIME_DIR")
-    # In /tmp anybody could have made it first, with a link or with rights that let others write into the image's description.
+    # In /tmp anybody could have made it first, with a link or with rights that let others write into the image's
+    # description.
     path = base / f"{PREFIX}{site}"
     path.mkdir(mode=0o700, exist_ok=True)
     stat = path.lstat()
@@ -76,7 +79,9 @@ def make_directory(site: str) -> Path:
 
 
 def lock(directory: Path, site: str) -> int:
-    """Takes the site's lock and writes our pid into it; returns the descriptor to keep. Raises InstanceError with the holder's pid."""
+    """Takes the site's lock and writes our pid into it; returns the descriptor to keep. Raises InstanceError with the
+    holder's pid.
+    """
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,8 +89,8 @@ def lock(directory: Path, site: str) -> int:
         holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "?"
         os.close(fd)
         raise InstanceError(
-            f"site {site} is already run by process {holder}; look with `ballast status`, stop it with `kill {holder}`, "
-            f"or give this one a name of its own: --set site.name=NAME"
+            f"site {site} is already run by process {holder}; look with `ballast status`, stop it with "
+            f"`kill {holder}`, or give this one a name of its own: --set site.name=NAME"
         ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -1,4 +1,6 @@
-"""`ballast hold` and `ballast release`: a person's word, in the highest ranked slot, leased, and in the audit trail before it acts."""
+"""`ballast hold` and `ballast release`: a person's word, in the highest ranked slot, leased, and in the audit trail
+before it acts.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def parse_lease(seconds: float | None) -> float:
 
 
 def hold(instance: Instance, image: Any, value_w: float, lease_s: float, clock: Clock) -> int:
-    """Battery at value_w until the lease ends, `release`, or a new hold; limits stay in force. Returns the id in the audit trail."""
+    """Battery at value_w until the lease ends, `release`, or a new hold; limits stay in force. Returns the id in the
+    audit trail.
+    """
     number = _audit(instance, clock, "hold", value_w, lease_s, f"battery held at {value_w:g} W for {lease_s:g} s")
     until_ns = clock.monotonic_ns() + int(lease_s * 1e9)
     image.write_setpoint(SLOT_OPERATOR, SP_HOLD, value_w, until_ns, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -102,10 +103,8 @@ class Child:
     def send(self, signum: int) -> None:
         """A signal by pidfd: never to a stranger that got the pid."""
         if self.pidfd >= 0:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended; the loop will see it
                 signal.pidfd_send_signal(self.pidfd, signum)
-            except ProcessLookupError:
-                pass  # it has just ended; the loop will see it
 
     def reap(self) -> int | None:
         """Exit code (negative: killed by that signal) once it has ended, else None."""

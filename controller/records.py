@@ -3,13 +3,14 @@
 A segment is `MAGIC, u32 length, payload, u32 CRC-32 of the payload` (little endian); the payload is one msgpack map:
 
     v, layout, settings   format version, hash of the image's layout, sha256 of the site's settings
-    from, next            ring positions of the first record and after the last; `next - from > n` where the ring was faster than we
+    from, next            ring positions of the first record and after the last; next - from > n: the ring was faster
     n, size               count and bytes of the records
-    state                 the kernel's State before the first record (absent where it could not be taken at exactly that tick)
+    state                 the kernel's State before the first record; null where it could not be taken at that tick
     wall_s                wall time at which the segment was closed
     records               n x size bytes
 
-Files are only appended to. A torn tail (power lost in mid-write) costs that segment; a damaged one in the middle costs itself alone.
+Files are only appended to. A torn tail (power lost in mid-write) costs that segment; a damaged one in the middle
+costs itself alone.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Damage:
 class RecordWriter:
     """Appends segments; keeps sha256 over everything in the file.
 
-    `path` None writes nothing and still hashes (a simulation without --out). `sync`: wait for the disk after each segment.
+    `path` None writes nothing and still hashes (a simulation without --out). `sync`: wait for the disk after each
+    segment.
     """
 
     def __init__(self, path: Path | None, *, layout: int, settings: str, record_size: int, sync: bool = False) -> None:
@@ -112,7 +114,7 @@ class RecordWriter:
         self.next = after
 
     def flush(self, state_after: bytes | None, wall_s: float) -> None:
-        """Closes the segment. `state_after`: the kernel's State after its last record, which begins the next segment."""
+        """Closes the segment. `state_after`: the kernel's State after its last record; it begins the next one."""
         records = b"".join(self._parts)
         if records:
             payload = msgpack.packb(
@@ -163,7 +165,9 @@ class RecordWriter:
 
 
 def read(path: Path, *, layout: int | None = None) -> Iterator[Segment | Damage]:
-    """All segments in order, with the damage between them. Raises RecordError for no file, no record, or another build's layout."""
+    """All segments in order, with the damage between them. Raises RecordError for no file, no record, or another
+    build's layout.
+    """
     try:
         data = path.read_bytes()
     except OSError as e:

@@ -1,4 +1,6 @@
-"""What must hold between settings: checked where they are loaded, so that no later code meets a site that contradicts itself."""
+"""What must hold between settings: checked where they are loaded, so that no later code meets a site that contradicts
+itself.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,7 @@ def _orders(site: Site, problems: list[Problem]) -> None:
 
 
 def _times(site: Site, problems: list[Problem]) -> None:
-    reversion_s, lost_s = _num(site, "pcs.reversion_s"), _num(site, "control.meter_lost_s")
+    reversion_s = _num(site, "pcs.reversion_s")
     if reversion_s < 3 * RENEW_S:
         why = f"is under three renewals ({RENEW_S:g} s apart): one lost frame would let the converter fall to 0 W"
         problems.append(_at(site, "pcs.reversion_s", why, f"write reversion_s = {3 * RENEW_S:g} or more"))
@@ -99,9 +101,6 @@ def _times(site: Site, problems: list[Problem]) -> None:
     if 0 < _num(site, "control.frozen_s") <= _num(site, "control.meter_hold_s"):
         why = "is not above control.meter_hold_s"
         problems.append(_at(site, "control.frozen_s", why, "write 0 (off), or a second and more"))
-    if lost_s >= reversion_s:
-        remedy = "write meter_lost_s smaller: we act before the converter has to"
-        problems.append(_at(site, "control.meter_lost_s", f"is not below pcs.reversion_s = {reversion_s:g}", remedy))
     window = _num(site, "grid.billing_window_s")
     if window and (window < 60 or 3600 % window):
         remedy = "write 900, 1800 or 3600; 0: no window"

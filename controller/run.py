@@ -4,7 +4,8 @@
                    ── control     owns the buses; when it dies the PCS reverts by itself, and control is started again
                    ── supervisor  leases and records; started again at once
 
-The image belongs to the parent, so that no child's death takes it away. SIGTERM: control ramps to 0 and leaves; a second one: 0 now.
+The image belongs to the parent, so that no child's death takes it away. SIGTERM: control ramps to 0 and leaves; a
+second one: 0 now.
 """
 
 from __future__ import annotations
@@ -292,7 +293,9 @@ class Parent:
 
 
 def judge(out: Path) -> dict[str, Any] | None:
-    """Figures from truth.npz (and site.json) in `out`, by the judge in a process of its own; None (and a line) where it cannot."""
+    """Figures from truth.npz (and site.json) in `out`, by the judge in a process of its own; None (and a line) where
+    it cannot.
+    """
     argv = [sys.executable, "-m", "bench.judge", str(out)]
     done = subprocess.run(argv, capture_output=True, text=True)
     try:

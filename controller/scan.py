@@ -1,7 +1,9 @@
-"""The short-lived child that compiles the devices: asks SunSpec devices for their models, loads profiles, and hands the maps to control.
+"""The short-lived child that compiles the devices: asks SunSpec devices for their models, loads profiles, and hands
+the maps to control.
 
-It inherits the open, locked ports, so nobody can slip in between; pysunspec2's model files are loaded here and end with this process.
-stdout: the list of DeviceMap, pickled. Exit code 1: a device does not answer (try again); 2: a device or profile that cannot be used.
+It inherits the open, locked ports, so nobody can slip in between; pysunspec2's model files are loaded here and end
+with this process. stdout: the list of DeviceMap, pickled. Exit code 1: a device does not answer (try again); 2: a
+device or profile that cannot be used.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class Asker:
                 raise NoAnswer(f"bus {self.bus.name}: the port is gone")
 
     def _take(self, unit: int, function: int, length: int) -> bytes:
-        """A whole frame of ours with a good CRC, or what came instead. An echo of the request is skipped by looking for the frame."""
+        """A whole frame of ours with a good CRC, or what came instead. An echo of the request is skipped by looking
+        for the frame.
+        """
         wire_s = (length + 8) * 12 / self.bus.baud
         end_ns = self.clock.monotonic_ns() + int((ANSWER_S + wire_s) * 1e9)
         data = b""

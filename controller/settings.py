@@ -1,7 +1,9 @@
-"""The settings of a site: one table of name, unit, range, default and text, from which validation, `--set` and the docs are driven.
+"""The settings of a site: one table of name, unit, range, default and text, from which validation, `--set` and the
+docs are driven.
 
-The unit is the last part of every name; there is no second spelling of a setting in another unit. `default` None means that the default
-depends on another setting (see `derived`); `needed` settings have none at all in a user's file.
+The unit is the last part of every name; there is no second spelling of a setting in another unit. `default` None
+means that the default depends on another setting (see `derived`); `needed` settings have none at all in a user's
+file.
 """
 
 from __future__ import annotations
@@ -92,7 +94,7 @@ def _rows() -> list[Setting]:
         Setting("battery.soc_min", 0.1, 0, 1, "1", "no discharge below"),
         Setting("battery.soc_max", 0.9, 0, 1, "1", "no charge above"),
         Setting("battery.soc_target", 0.5, 0, 1, "1", "where the SoC term steers to"),
-        Setting("battery.eta", 0.97, 0.5, 1, "1", "efficiency one way, DC to AC"),
+        Setting("battery.eta", 0.95, 0.5, 1, "1", "efficiency one way, DC to AC"),
         Setting("battery.temp_min_c", 0, -40, 40, "degC", "no power below (LFP must not be charged below 0)"),
         Setting("battery.temp_max_c", 55, 0, 90, "degC", "no power above"),
         Setting("battery.temp_taper_k", 5, 0.1, 30, "K", "power falls to 0 over this many kelvin inside the limits"),
@@ -117,7 +119,7 @@ def _rows() -> list[Setting]:
         Setting("control.volt_full_pu", 0.08, 0.01, 0.5, "1", "Q(V): deviation at which Q is q_max_var"),
         Setting("control.volt_response_s", 5, 0, 60, "s", "Q(V): open-loop response time, to 90 %"),
         Setting("control.meter_hold_s", 0.05, 0.03, 1, "s", "older meter values: power goes to 0"),
-        Setting("control.meter_lost_s", 1, 0.1, 10, "s", "older meter values: FAULT"),
+        Setting("control.meter_lost_s", 5, 0.1, 60, "s", "older meter values: FAULT"),
         Setting("control.frozen_s", 5, 0, 600, "s", "all meter values bit-identical for so long: frozen; 0: off"),
         Setting("control.bms_lost_s", 5, 0.1, 60, "s", "older BMS values: FAULT"),
         Setting("control.pcs_lost_s", 1, 0.05, 60, "s", "older PCS readback: FAULT"),
@@ -196,9 +198,10 @@ ROLES = ("pcs", "bms", "meter", "psu", "bbu", "pv", "genset", "switch", "io", "c
 def derived(key: str, values: Mapping[str, Value]) -> Value:
     """Default of a setting that depends on others.
 
-    The trip window is the part of the tables that must act at once: 60 Hz from IEEE 1547-2018 category III (56.5/62.0 Hz, 0.50/1.20 pu
-    at 0.16 s and 2 s; the slower steps of those tables are the interconnection relay's), 50 Hz from EN 50549-1 (47.5/51.5 Hz,
-    0.80/1.20 pu). Droop deadband: IEEE 1547-2018 0.036 Hz; 50 Hz continental Europe 0.2 Hz (EN 50549-1, LFSM).
+    The trip window is the part of the tables that must act at once: 60 Hz from IEEE 1547-2018 category III (56.5/62.0
+    Hz, 0.50/1.20 pu at 0.16 s and 2 s; the slower steps of those tables are the interconnection relay's), 50 Hz from
+    EN 50549-1 (47.5/51.5 Hz, 0.80/1.20 pu). Droop deadband: IEEE 1547-2018 0.036 Hz; 50 Hz continental Europe 0.2 Hz
+    (EN 50549-1, LFSM).
     """
     sixty = float(values.get("site.f_nom_hz", 50)) > 55
     table: dict[str, Value] = {
@@ -243,7 +246,8 @@ _FACTORS: dict[str, dict[str, float]] = {
 
 
 def other_unit(name: str, known: Mapping[str, Setting]) -> tuple[str, float] | None:
-    """The known key that `name` spells with another unit, and the factor to its unit; None where it is no such spelling.
+    """The known key that `name` spells with another unit, and the factor to its unit; None where it is no such
+    spelling.
 
     `import_limit_kw` -> ("import_limit_w", 1000.0); `soc_min_pct` -> ("soc_min", 0.01).
     """

@@ -1,7 +1,8 @@
 """The site: its file (TOML), `--set` overrides, and every problem with them at once.
 
-`load` is the one way in. What comes out is plain data (`Site`), which travels between the processes as JSON (`to_dict`, `from_dict`), so
-that control, supervisor and console act on the very same settings and only the parent reads files.
+`load` is the one way in. What comes out is plain data (`Site`), which travels between the processes as JSON
+(`to_dict`, `from_dict`), so that control, supervisor and console act on the very same settings and only the parent
+reads files.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Device:
 
 @dataclass(frozen=True)
 class ScheduleRow:
-    """base_w is added to the target of grid import from `start_s` to `end_s` (seconds of the local day; end <= start: the next day)."""
+    """base_w is added to the target of grid import from `start_s` to `end_s` (seconds of the local day; end <= start:
+    the next day).
+    """
 
     start_s: int
     end_s: int
@@ -111,11 +114,12 @@ def load(
     path: str | Path | None,
     sets: Iterable[str] = (),
     plant_keys: Callable[[], Iterable[str]] | None = None,
+    also: Callable[[Site], list[Problem]] | None = None,
 ) -> Site:
     """The site of a file (None: the built-in one) with `KEY=VALUE` overrides.
 
-    `plant_keys` names the settings of the virtual cabinet; it is called only when an override is no setting of the site. Raises SiteError
-    with every problem of the file and of the overrides together.
+    `plant_keys` names the settings of the virtual cabinet; it is called only when an override is no setting of the
+    site. Raises SiteError with every problem of the file and of the overrides together.
     """
     source = BUILTIN if path is None else Path(path)
     label = "built-in site" if path is None else str(path)
@@ -143,6 +147,7 @@ def load(
             if row.default is None and not row.needed and not walk.stands(raw, row):
                 values[key] = derived(key, values)
     check(site, raw, problems)
+    problems += also(site) if also is not None else []
     if problems:
         raise SiteError(problems)
     return site
@@ -174,8 +179,9 @@ def _apply_sets(
 ) -> dict[str, Value]:
     """Puts the overrides into `raw`; returns those that are the plant's.
 
-    A key is looked up in the site first (`grid.import_limit_w`, `bus.a.baud`, `device.meter.unit`), then among the plant's settings
-    (`battery.soc`); `plant.` forces the plant, for the keys both have (`plant.pcs.tau_s`: the cabinet differs from what the site believes).
+    A key is looked up in the site first (`grid.import_limit_w`, `bus.a.baud`, `device.meter.unit`), then among the
+    plant's settings (`battery.soc`); `plant.` forces the plant, for the keys both have (`plant.pcs.tau_s`: the
+    cabinet differs from what the site believes).
     """
     plant: dict[str, Value] = {}
     names: set[str] | None = None

@@ -21,7 +21,9 @@ def names(bits: int, table: dict[int, tuple[str, str]]) -> list[str]:
 
 
 def collect(instance: Instance, site: Site, image: Any, clock: Clock) -> dict[str, Any]:
-    """Everything that `status --json` shows: the summary's keys live, the latest image, the pids, the mode, the limits by name."""
+    """Everything that `status --json` shows: the summary's keys live, the latest image, the pids, the mode, the
+    limits by name.
+    """
     latest = image.latest()
     stats = image.engine_stats()
     out = (latest or {}).get("out", {})
@@ -52,8 +54,8 @@ def collect(instance: Instance, site: Site, image: Any, clock: Clock) -> dict[st
         "start_step": core.START_NAMES[out["start_step"]] if out else None,
         "limits_active": names(out.get("limits_active", 0), core.LIMIT_TEXT),
         "alarms": names(out.get("alarms", 0), core.ALARM_TEXT),
-        "control": {"pid": instance.control_pid},
-        "supervisor": {"pid": instance.supervisor_pid},
+        "control": {"pid": instance.control_pid, "alive": alive(instance.control_pid)},
+        "supervisor": {"pid": instance.supervisor_pid, "alive": alive(instance.supervisor_pid)},
         "parent": {"pid": instance.pid},
         "plant": {"pid": instance.plant_pid} if instance.plant_pid else None,
         "devices": devices,
@@ -89,9 +91,9 @@ def text(status: dict[str, Any]) -> str:
     image = status["image"] or {}
     out = image.get("out", {})
     lines = [
-        f"site {status['site']}   mode {status['mode']}   {status['duration_s']:.0f} s   parent {status['parent']['pid']}"
+        f"site {status['site']}   mode {status['mode']}   {status['duration_s']:.0f} s",
     ]
-    lines[0] += f"  control {status['control']['pid']}  supervisor {status['supervisor']['pid']}"
+    lines[0] += "".join(f"   {name} {status[name]['pid']}" for name in ("parent", "control", "supervisor"))
     if out:
         soc = "?" if out["soc"] is None else f"{100 * out['soc']:.1f} %"
         values = [

@@ -1,7 +1,7 @@
 """History, events and audit trail of a site in SQLite: WAL, synchronous FULL, several processes at once.
 
-History is one row a second and is committed in batches (the ring keeps 60 s, so a killed supervisor loses none of it); events and commands
-are committed one by one, before anybody is told that they were taken.
+History is one row a second and is committed in batches (the ring keeps 60 s, so a killed supervisor loses none of
+it); events and commands are committed one by one, before anybody is told that they were taken.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ BUSY_S = 5.0
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS history ({", ".join(HISTORY_COLUMNS)});
 CREATE INDEX IF NOT EXISTS history_wall ON history (wall_s);
-CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, run INTEGER, wall_s REAL, t_ns INTEGER, kind TEXT, text TEXT);
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY, run INTEGER, wall_s REAL, t_ns INTEGER, kind TEXT, text TEXT
+);
 CREATE TABLE IF NOT EXISTS audit (
     id INTEGER PRIMARY KEY AUTOINCREMENT, wall_s REAL, who TEXT, command TEXT, value_w REAL, lease_s REAL, text TEXT
 );
@@ -69,7 +71,9 @@ class Store:
     def add_audit(
         self, wall_s: float, who: str, command: str, value_w: float | None, lease_s: float | None, text: str
     ) -> int:
-        """One command with its author, durable on return; the id goes into the setpoint, and from there into every record."""
+        """One command with its author, durable on return; the id goes into the setpoint, and from there into every
+        record.
+        """
         row = (wall_s, who, command, value_w, lease_s, text)
         done = self.db.execute(
             "INSERT INTO audit (wall_s, who, command, value_w, lease_s, text) VALUES (?, ?, ?, ?, ?, ?)", row

@@ -1,7 +1,8 @@
-"""summary.json: what a run reached, with the keys of design.md and nothing else; `ballast sim` and `ballast run` write the same.
+"""summary.json: what a run reached, with the keys of design.md and nothing else; `ballast sim` and `ballast run`
+write the same.
 
-Statistics of the engine come from the image; everything about the physics (latency, grid, suppression, battery) comes from the judge, who
-knows the plant's log alone. Values that do not exist are null, never 0.
+Statistics of the engine come from the image; everything about the physics (latency, grid, suppression, battery) comes
+from the judge, who knows the plant's log alone. Values that do not exist are null, never 0.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 from controller.site import Site
 
 KEYS = (
-    "mode", "seed", "duration_s", "ticks", "missed_ticks", "wake_latency_us", "step_ns", "plan", "measured", "grid", "suppression",
-    "spikes_smoothed", "spikes", "band_db", "battery", "buses", "events", "record_sha256",
+    "mode", "seed", "duration_s", "ticks", "missed_ticks", "wake_latency_us", "step_ns", "plan", "measured", "grid",
+    "suppression", "spikes_smoothed", "spikes", "band_db", "battery", "buses", "events", "record_sha256",
 )  # fmt: skip
 LATENCY_KEYS = ("load_to_command_ms", "load_to_power_ms")
 GRID_KEYS = (
@@ -66,7 +67,9 @@ def buses(image: Any, site: Site) -> dict[str, dict[str, int]]:
 
 
 def event_rows(events: Iterable[Any], t0_ns: int) -> list[dict[str, Any]]:
-    """Events for people and JSON: at most 1,000, `t_s` counted from the start of the run. Takes objects or Store rows."""
+    """Events for people and JSON: at most 1,000, `t_s` counted from the start of the run. Takes objects or Store
+    rows.
+    """
     rows = []
     for e in events:
         t_ns, kind, text = (e[1], e[2], e[3]) if isinstance(e, tuple) else (e.t_ns, e.kind, e.text)
@@ -87,7 +90,8 @@ def compose(
     events: list[dict[str, Any]],
     record_sha256: str | None,
 ) -> dict[str, Any]:
-    """The summary. `mode` is "run" or "sim"; `plan` is a hal.plan.Plan or its dict; `judged` is the judge's JSON (None: no plant).
+    """The summary. `mode` is "run" or "sim"; `plan` is a hal.plan.Plan or its dict; `judged` is the judge's JSON
+    (None: no plant).
 
     In "sim" wake latency and step time are null: virtual time has neither.
     """

@@ -1,12 +1,14 @@
 """The supervisor process: `Supervisor.step` once a second, until control has left.
 
-It may be killed at any moment: the ring keeps 60 s of ticks, leases keep the engine going, the parent starts it again at once.
+It may be killed at any moment: the ring keeps 60 s of ticks, leases keep the engine going, the parent starts it again
+at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -48,10 +50,8 @@ async def serve(supervisor: Supervisor, image: object, clock: Clock) -> None:
             await asyncio.sleep(min(wait_s, 0.1))
             due_ns = clock.monotonic_ns()
             continue
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asked.wait(), wait_s)
-        except TimeoutError:
-            pass
     supervisor.close(clock.monotonic_ns())
 
 
@@ -95,5 +95,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Nothing after the record is closed can fail in a way worth a traceback; the burning thread would only delay the exit.
+    # Nothing after the record is closed can fail in a way worth a traceback; the burning thread would only delay the
+    # exit.
     os._exit(main())

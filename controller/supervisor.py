@@ -1,7 +1,9 @@
-"""The supervisor's work of one second: leases, base schedule, billing phase, records, events. No process in here (see `supervise`).
+"""The supervisor's work of one second: leases, base schedule, billing phase, records, events. No process in here (see
+`supervise`).
 
-`Supervisor.step` runs in a process of its own in real time and in-process on a virtual clock in `ballast sim`. Nothing it does can delay
-the engine: it writes into slots that the engine reads once a tick, and reads what the engine left behind.
+`Supervisor.step` runs in a process of its own in real time and in-process on a virtual clock in `ballast sim`.
+Nothing it does can delay the engine: it writes into slots that the engine reads once a tick, and reads what the
+engine left behind.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ class Supervisor:
         self.last: dict[str, float] = {}  # the newest history row
         self._limits = build.limits(site)
         self._dtype = core.record_dtype()
+        self._state_dtype = core.record_dtype("State")
         self._position = self._resume()
         self._history: list[tuple[Any, ...]] = []
         self._next_flush_ns = 0
@@ -84,14 +87,16 @@ class Supervisor:
             writer.begin(image.state_bytes())
 
     def _resume(self) -> int:
-        """Where the last supervisor of this run stopped reading the ring; what was read but not written is read again."""
+        """Where the last supervisor of this run stopped reading the ring; what was read but not written is read
+        again.
+        """
         known = [self.writer.next] if self.writer is not None else []
         if not known and self.store is not None:
             known = [self.store.last_position()]
         return next((p for p in known if p is not None), 0)
 
     def step(self, now_ns: int) -> None:
-        """Everything of one second. Leases first: whatever fails below, the engine has its limits for the next three."""
+        """All of one second's work. Leases first: whatever fails below, the engine has limits for the next three."""
         wall_s = self.clock.wall_s()
         self._budget = MAX_EVENTS_PER_STEP
         self._renew(now_ns, wall_s)
@@ -139,7 +144,9 @@ class Supervisor:
             self._row = row
 
     def _billing(self, now_ns: int, wall_s: float) -> None:
-        """Phase of the billing window: wall clock, followed so slowly that a small correction never looks like a new window."""
+        """Phase of the billing window: wall clock, followed so slowly that a small correction never looks like a new
+        window.
+        """
         window_s = self.site.num("grid.billing_window_s")
         if not window_s:
             return
@@ -190,13 +197,13 @@ class Supervisor:
         return None, None
 
     def _proven_state(self, state: bytes | None, raw: bytes) -> bytes | None:
-        """The State if it is the one after the last record: their tick instants agree (publish may have been under way)."""
+        """The State if it is the one after the last record: their tick instants agree (publish may have been under
+        way).
+        """
         if state is None or not raw:
             return None
         last_ns = int(np.frombuffer(raw, self._dtype)[-1]["inp"]["t_ns"])
-        dtype = core.record_dtype("State") if not hasattr(self, "_state_dtype") else self._state_dtype
-        self._state_dtype = dtype
-        return state if int(np.frombuffer(state, dtype)[0]["last_t_ns"]) == last_ns else None
+        return state if int(np.frombuffer(state, self._state_dtype)[0]["last_t_ns"]) == last_ns else None
 
     def _look(self, rows: np.ndarray, position: int, wall_s: float) -> None:
         """History and events of the records of one second."""
@@ -305,7 +312,7 @@ class Supervisor:
 
 
 def _changes(values: np.ndarray, before: int | None) -> list[int]:
-    """Indices at which the value differs from the one before it (`before` ahead of the first; None differs from all)."""
+    """Indices at which the value differs from the one before (`before` ahead of the first; None differs from all)."""
     first = [0] if before is None or int(values[0]) != before else []
     return first + (np.flatnonzero(values[1:] != values[:-1]) + 1).tolist()
 

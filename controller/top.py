@@ -127,7 +127,9 @@ def chart(snap: Snapshot, width: int, rows: int) -> list[Text]:
 
 
 def _fit(points: list[Point], width: int) -> tuple[list[Point], int]:
-    """At most `width` points, each made of 1, 2 or 4: the picture is fine at first and becomes minutes wide as it fills."""
+    """At most `width` points, each made of 1, 2 or 4: the picture is fine at first and becomes minutes wide as it
+    fills.
+    """
     merged = next((n for n in (1, 2, 4) if len(points) <= n * width), 4)
     points = points[-width * merged :]
     groups = [points[i : i + merged] for i in range(len(points) % merged, len(points), merged)]
@@ -256,7 +258,9 @@ def _clock(seconds: float) -> str:
 
 
 class View:
-    """The Live display; `draw` is called by whoever owns the loop (the parent in `ballast run`, `watch` in `ballast top`)."""
+    """The Live display; `draw` is called by whoever owns the loop (the parent in `ballast run`, `watch` in `ballast
+    top`).
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -278,7 +282,9 @@ class View:
 
 
 def watch(next_snapshot: Callable[[], Snapshot | None], *, once: bool = False) -> int:
-    """Draws until `next_snapshot` gives None, or q or Ctrl-C; `once` prints one picture (for a pipe). Returns the exit code."""
+    """Draws until `next_snapshot` gives None, or q or Ctrl-C; `once` prints one picture (for a pipe). Returns the
+    exit code.
+    """
     console = Console()
     if once or not console.is_terminal:
         snap = next_snapshot()

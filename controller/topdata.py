@@ -1,4 +1,6 @@
-"""What `ballast top` shows, as plain data: taken from the image, kept for the minutes that are drawn. No drawing in here."""
+"""What `ballast top` shows, as plain data: taken from the image, kept for the minutes that are drawn. No drawing in
+here.
+"""
 
 from __future__ import annotations
 
@@ -164,7 +166,9 @@ class Source:
 
 
 def calm(points: list[Point]) -> float:
-    """Share of the load's movement that grid import does not show, over the points; a glance, not the figure of metrics.py."""
+    """Share of the load's movement that grid import does not show, over the points; a glance, not the figure of
+    metrics.py.
+    """
     if len(points) < 20:
         return math.nan
     load = np.array([p.load_w for p in points])

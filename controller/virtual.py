@@ -1,4 +1,6 @@
-"""The virtual cabinet as a process: its configuration from the site, its start, its ports. controller never imports bench."""
+"""The virtual cabinet as a process: its configuration from the site, its start, its ports. controller never imports
+bench.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class LoadOptions:
 
 
 def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
-    """Configuration of `python -m bench.plant`: the site's nameplate, then the overrides. Raises SiteError for what it cannot be."""
+    """Configuration of `python -m bench.plant`: the site's nameplate, then the overrides. Raises SiteError for what
+    it cannot be.
+    """
     problems: list[Problem] = []
     if len(site.buses) > len(PLANT_PORTS):
         why = f"{len(site.buses)} virtual buses: the virtual cabinet has {len(PLANT_PORTS)} ports"
@@ -74,7 +78,7 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
 
 
 def plant_keys() -> list[str]:
-    """Names of the virtual cabinet's settings, asked from it in a process. Raises SiteError where bench is not there."""
+    """Names of the virtual cabinet's settings, asked from it in a process. Raises SiteError without bench."""
     code = "import json; from bench.plant.params import PARAMS; print(json.dumps(list(PARAMS)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     try:
@@ -99,7 +103,9 @@ class Plant:
         self.ports: dict[str, str] = {}
 
     def start(self) -> None:
-        """Starts it and waits for its ports. Raises SiteError with what it says is wrong (a bad trace, a bad parameter)."""
+        """Starts it and waits for its ports. Raises SiteError with what it says is wrong (a bad trace, a bad
+        parameter).
+        """
         self.child.start()
         told = self._answer(READY_S)
         if "ports" in told:

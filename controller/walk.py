@@ -1,7 +1,7 @@
 """Walks the parsed TOML of a site against the table of settings, and says what is wrong with each key.
 
-By hand rather than by a schema library: the messages are the product here (near matches, units, what would do), and the control process
-must not load more than it needs.
+By hand rather than by a schema library: the messages are the product here (near matches, units, what would do), and
+the control process must not load more than it needs.
 """
 
 from __future__ import annotations
