@@ -12,6 +12,4 @@ def rows() -> list[Row]:
     rig = Rig().to_grid()
     rig.step(200)
     t = rig.kernel.time_steps(rig.inp, rig.lim, 200_000)
-    return [
-        at_most("kernel step median ns", t[len(t) // 2], 1000.0, "ns", "", f"p99 {t[int(0.99 * len(t))]}, max {t[-1]}")
-    ]
+    return [at_most("kernel step median ns", t[len(t) // 2], 1000.0, "ns", "", f"p99 {t[int(0.99 * len(t))]}, max {t[-1]}")]

@@ -49,9 +49,7 @@ class Cyclictest:
         return {"p50": _quantile(hist, 0.5), "p99": _quantile(hist, 0.99), "late": late, "max": float(thread["max"])}
 
 
-def _run(
-    seconds: float, args: list[str], *, kill_supervisor: bool = False
-) -> tuple[dict[str, Any], dict[str, float], float | None]:
+def _run(seconds: float, args: list[str], *, kill_supervisor: bool = False) -> tuple[dict[str, Any], dict[str, float], float | None]:
     """One `ballast run` with cyclictest beside it: (summary, cyclictest, seconds until the killed supervisor was back)."""
     back: float | None = None
     with tempfile.TemporaryDirectory() as tmp:
@@ -71,9 +69,7 @@ def _run(
 
 
 def _status(env: dict[str, str]) -> dict[str, Any]:
-    r = subprocess.run(
-        [sys.executable, "-m", "controller", "status", "--json"], env=env, capture_output=True, text=True, timeout=30
-    )
+    r = subprocess.run([sys.executable, "-m", "controller", "status", "--json"], env=env, capture_output=True, text=True, timeout=30)
     return json.loads(r.stdout)
 
 

@@ -38,6 +38,4 @@ def table(rows: list[Row]) -> str:
     """The rows as text, verdict first."""
     sign = {True: "ok  ", False: "MISS", None: "--  "}
     wide = max((len(r.name) for r in rows), default=0)
-    return "\n".join(
-        f"{sign[r.ok]}  {r.name:<{wide}}  {r.value!s:>12}  {r.bar}{'   ' + r.note if r.note else ''}" for r in rows
-    )
+    return "\n".join(f"{sign[r.ok]}  {r.name:<{wide}}  {r.value!s:>12}  {r.bar}{'   ' + r.note if r.note else ''}" for r in rows)

@@ -24,9 +24,7 @@ def sim(args: list[str]) -> tuple[dict[str, Any], float]:
     """One `ballast sim`: (summary, wall seconds of the whole command)."""
     with tempfile.TemporaryDirectory() as tmp:
         t0 = time.monotonic()
-        r = subprocess.run(
-            [sys.executable, "-m", "controller", "sim", "--out", tmp, *args], capture_output=True, text=True
-        )
+        r = subprocess.run([sys.executable, "-m", "controller", "sim", "--out", tmp, *args], capture_output=True, text=True)
         wall = time.monotonic() - t0
         if r.returncode:
             raise RuntimeError(f"ballast sim {' '.join(args)} ended with {r.returncode}: {r.stderr[-2000:]}")
@@ -47,9 +45,7 @@ def swing_w(trace: Path, seconds: float) -> float:
     return max(p) - min(p)
 
 
-def calm_rows(
-    tag: str, s: dict[str, Any], trace: Path, suppression: float, band: tuple[float, float], seconds: float
-) -> list[Row]:
+def calm_rows(tag: str, s: dict[str, Any], trace: Path, suppression: float, band: tuple[float, float], seconds: float) -> list[Row]:
     """The bars that every calm run is held against."""
     g = s["grid"]
     limit = g["import_limit_w"]

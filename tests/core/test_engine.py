@@ -46,9 +46,7 @@ def test_limits_are_the_tighter_of_site_and_supervisor_with_and_without_lease() 
     e.start(TICK_NS)
     e.on_tick(TICK_NS)
     assert image.latest()["lim"]["import_limit_w"] == 445e3
-    image.write_limits(
-        **(LIMITS | dict(import_limit_w=400e3, ramp_up_w_per_s=9e9, soc_min=0.2, lease_until_ns=3 * TICK_NS))
-    )
+    image.write_limits(**(LIMITS | dict(import_limit_w=400e3, ramp_up_w_per_s=9e9, soc_min=0.2, lease_until_ns=3 * TICK_NS)))
     e.on_tick(2 * TICK_NS)
     lim = image.latest()["lim"]
     assert (lim["import_limit_w"], lim["ramp_up_w_per_s"], lim["soc_min"]) == (400e3, 2000.0, 0.2)
@@ -159,9 +157,7 @@ print(b - a, ticks)
 @pytest.mark.realtime
 def test_the_control_thread_allocates_nothing_after_start(tmp_path: Path) -> None:
     (tmp_path / "shim.c").write_text(SHIM)
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-O1", "-o", tmp_path / "shim.so", tmp_path / "shim.c", "-ldl"], check=True
-    )
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", tmp_path / "shim.so", tmp_path / "shim.c", "-ldl"], check=True)
     root = Path(__file__).parents[2]
     r = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(COUNT)], env=os.environ | {"LD_PRELOAD": str(tmp_path / "shim.so"), "PYTHONPATH": str(root)},

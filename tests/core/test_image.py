@@ -48,9 +48,7 @@ def test_a_damaged_live_copy_is_seen(image: ProcessImage) -> None:
     assert image.setpoint(2) is None
 
 
-@pytest.mark.parametrize(
-    "slot,kind,value", [(3, 1, 0.0), (-1, 1, 0.0), (0, 9, 0.0), (0, 1, float("nan")), (0, 1, float("inf"))]
-)
+@pytest.mark.parametrize("slot,kind,value", [(3, 1, 0.0), (-1, 1, 0.0), (0, 9, 0.0), (0, 1, float("nan")), (0, 1, float("inf"))])
 def test_nonsense_setpoints_are_refused_at_the_writer(image: ProcessImage, slot: int, kind: int, value: float) -> None:
     with pytest.raises(ValueError):
         image.write_setpoint(slot, kind, value, 1, 1)

@@ -15,9 +15,7 @@ rate = st.floats(min_value=0.0, max_value=1e9)
 
 
 @given(number, number, rate, rate, st.floats(min_value=0.0, max_value=1.0))
-def test_slew_never_exceeds_its_rates_and_never_overshoots(
-    x: float, target: float, up: float, down: float, dt: float
-) -> None:
+def test_slew_never_exceeds_its_rates_and_never_overshoots(x: float, target: float, up: float, down: float, dt: float) -> None:
     y = laws.slew(x, target, up, down, dt)
     slack = 1e-9 * (abs(x) + abs(target) + 1.0)
     assert -down * dt - slack <= y - x <= up * dt + slack
