@@ -18,8 +18,8 @@ class Problem:
     def line(self) -> str:
         """The line a person reads: `file: key = value: why; remedy`."""
         shown = f"{self.key} = {_toml(self.value)}" if self.value is not None else self.key
-        head = ": ".join(part for part in (self.file, shown) if part)
-        return f"{head}: {self.why}" + (f"; {self.remedy}" if self.remedy else "")
+        head = ": ".join(part for part in (self.file, shown, self.why) if part)
+        return head + (f"; {self.remedy}" if self.remedy else "")
 
 
 class SiteError(ValueError):

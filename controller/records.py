@@ -5,7 +5,8 @@ A segment is `MAGIC, u32 length, payload, u32 CRC-32 of the payload` (little end
     v, layout, settings   format version, hash of the image's layout, sha256 of the site's settings
     from, next            ring positions of the first record and after the last; next - from > n: the ring was faster
     n, size               count and bytes of the records
-    state                 the kernel's State before the first record; null where it could not be taken at that tick
+    state                 the kernel's State before the first record; null where it could not be taken at that tick,
+                          and in the first segment of a run (`from` 0), which begins with the kernel's reset
     wall_s                wall time at which the segment was closed
     records               n x size bytes
 
@@ -135,10 +136,6 @@ class RecordWriter:
             self.segments += 1
         self._parts.clear()
         self._state = state_after
-
-    def begin(self, state: bytes | None) -> None:
-        """The State before the first record, where it is known."""
-        self._state = state
 
     def _write(self, data: bytes) -> None:
         if self._hash is not None:

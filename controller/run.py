@@ -67,6 +67,7 @@ class Parent:
         self.figures: dict[str, Any] | None = None  # engine statistics at the end of --for
         self.began_ns: int | None = None
         self.log: Any = None
+        self.last_line = ""
         self.plant: Plant | None = None
         self.wake_r, self.wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for place in (self.directory, options.out):
@@ -106,8 +107,16 @@ class Parent:
         self.supervisor = Child("supervisor", ["controller.supervise", *common, *burn], self.clock, fds, self.log)
         self.instance.write()
         self.supervisor.start()
+        self._wait_for_lease()
         self.control.start()
         self._tell()
+
+    def _wait_for_lease(self) -> None:
+        """The first tick shall have the supervisor's limits; without them it has the site's, so this waits no longer than it takes."""
+        until_ns = self.clock.monotonic_ns() + int(LEAVE_S * 1e9)
+        while not (self.image.limits() or {}).get("lease_until_ns") and self.clock.monotonic_ns() < until_ns:
+            if select.select([self.supervisor.pidfd], [], [], 0.02)[0]:
+                return
 
     def _tell(self) -> None:
         """Writes instance.json anew, after anything in it has changed."""
@@ -205,8 +214,9 @@ class Parent:
                     show()
         finally:
             self._end()
-        if live and self.code != EXIT_OK:
-            sys.stderr.write(log_path.read_text(errors="replace")[-4000:])
+        if live:
+            # What the picture had hidden: the log where something failed, else how it ended.
+            sys.stderr.write(log_path.read_text(errors="replace")[-4000:] if self.code else self.last_line + "\n")
         if self.code == EXIT_OK and self.options.out is not None:
             self._summarise()
         return self.code
@@ -249,6 +259,7 @@ class Parent:
     def _end(self) -> None:
         """Supervisor after control, so that the last tick is on disk; the cabinet last."""
         self._take_figures()
+        self.last_line = status.line(status.collect(self.instance, self.site, self.image, self.clock))
         if hasattr(self, "control"):
             self.control.send(signal.SIGTERM)
             if self.control.wait(LEAVE_S) is None:

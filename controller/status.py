@@ -31,7 +31,7 @@ def collect(instance: Instance, site: Site, image: Any, clock: Clock) -> dict[st
         site=site,
         mode="run",
         seed=None,
-        duration_s=(clock.monotonic_ns() - stats["start_ns"]) / 1e9 if stats["start_ns"] else 0.0,
+        duration_s=max(0.0, (clock.monotonic_ns() - image.started_ns) / 1e9),
         engine_stats=stats,
         plan=instance.plan,
         judged=None,

@@ -82,10 +82,8 @@ class Supervisor:
         self._offset_s: float | None = None
         self._alive: dict[str, bool] = {}
         self._budget = MAX_EVENTS_PER_STEP
+        self._resumed = self._position > 0
         self._history_from = (store.last_position() or 0) if store is not None else 0
-        if writer is not None and int(image.head) == 0:
-            writer.begin(image.state_bytes())
-
     def _resume(self) -> int:
         """Where the last supervisor of this run stopped reading the ring; what was read but not written is read
         again.
@@ -175,6 +173,8 @@ class Supervisor:
         if lost:
             self.event("records", f"{lost} ticks were overwritten in the ring before they were read", now_ns, wall_s)
         rows = np.frombuffer(raw, self._dtype)
+        if len(rows) and self._resumed:
+            self._take_over(rows[0], now_ns, wall_s)
         for at in range(0, len(rows), LOOK_TICKS):  # one second, or what a restarted supervisor finds
             last = min(at + LOOK_TICKS, len(rows))
             behind_s = (int(rows[-1]["inp"]["t_ns"]) - int(rows[last - 1]["inp"]["t_ns"])) / 1e9
@@ -186,6 +186,22 @@ class Supervisor:
                 self._next_flush_ns = now_ns + int(FLUSH_S * 1e9)
         if len(self._history) >= FLUSH_S:
             self._commit_history(wall_s)
+
+    def _take_over(self, first: np.void, now_ns: int, wall_s: float) -> None:
+        """A restarted supervisor: what its predecessor has already told is no event; that it died is one."""
+        out = first["out"]
+        self._resumed = False
+        self._mode, self._start, self._alarms = int(out["mode"]), int(out["start_step"]), int(out["alarms"])
+        self._slot = (int(out["slot"]), int(out["slot_id"]) if out["slot"] >= 0 else 0)
+        self._limit_last_ns = {
+            bit: int(first["inp"]["t_ns"]) for bit in core.LIMIT_TEXT if int(out["limits_active"]) & bit
+        }
+        self._tick = int(first["tick"]) - 1
+        for i, device in enumerate(self.site.devices):
+            self._alive[f"device {device.name}"] = bool(self.image.device_stats(i)["alive"])
+        for i, bus in enumerate(self.site.buses):
+            self._alive[f"bus {bus.name}"] = bool(self.image.bus_stats(i)["is_open"])
+        self.event("supervisor", "started again; goes on where the last one stopped", now_ns, wall_s)
 
     def _state_now(self) -> tuple[bytes | None, int | None]:
         """The kernel's State and the ring position it stands at; (None, None) where no quiet moment came in 5 tries."""

@@ -17,6 +17,7 @@ from controller.instance import Instance, alive
 from controller.site import Site
 
 POINT_NS = 500_000_000  # one point of the picture
+CALM_POINTS = 60
 WINDOW_S = 600.0  # kept; as much is drawn as fits
 
 
@@ -99,6 +100,9 @@ class Source:
     def _close_point(self) -> None:
         rows = np.concatenate(self._open)
         self._open.clear()
+        rows = rows[rows["inp"]["meter"]["g"]["count"] > 0]  # before the meter has spoken there is nothing to draw
+        if not len(rows):
+            return
         load, grid = rows["out"]["load_w"], rows["out"]["grid_p_w"]
         if not (np.isfinite(load).all() and np.isfinite(grid).all()):
             return
@@ -117,7 +121,7 @@ class Source:
         """The newest picture."""
         self._take()
         latest, stats = self.image.latest(), self.image.engine_stats()
-        up_s = (now_ns - stats["start_ns"]) / 1e9 if stats["start_ns"] else 0.0
+        up_s = max(0.0, (now_ns - self.image.started_ns) / 1e9)
         if latest is None:
             return Snapshot(self.site.name, "-", "waiting for the first tick", up_s)
         inp, lim, out = latest["inp"], latest["lim"], latest["out"]
@@ -145,7 +149,7 @@ class Source:
             ticks=stats["ticks"],
             missed=stats["missed_ticks"],
             points=list(self.points),
-            calm=calm(list(self.points)),
+            calm=calm(list(self.points)[-240:]),
         )
         snap.slot, snap.slot_words = _slot_words(out, inp, now_ns)
         figures = summary.engine(stats)
@@ -169,7 +173,7 @@ def calm(points: list[Point]) -> float:
     """Share of the load's movement that grid import does not show, over the points; a glance, not the figure of
     metrics.py.
     """
-    if len(points) < 20:
+    if len(points) < CALM_POINTS:
         return math.nan
     load = np.array([p.load_w for p in points])
     grid = np.array([p.grid_w for p in points])

@@ -23,6 +23,7 @@ class FakeImage:
         self.setpoints: list[tuple[int, int, float, int, int]] = []
         self.billing_offset_s = 0.0
         self.control_pid = 0
+        self.started_ns = 0
         self.alive = [True] * 3
         self.open = [True] * 2
         self.forgotten = 0  # ring positions below it are gone
@@ -58,6 +59,7 @@ class FakeImage:
         for key, value in (fields | out).items():
             new["out"][key] = value
         new["lim"]["import_limit_w"] = 445e3
+        new["inp"]["meter"]["g"]["count"] = new["tick"]
         self.rows = np.concatenate([self.rows, new])
 
     def skip(self, n: int) -> None:

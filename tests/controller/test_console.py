@@ -106,7 +106,7 @@ def test_source_makes_half_second_points_from_the_ring() -> None:
 
 
 def test_calm_is_one_for_a_straight_grid_line() -> None:
-    rows = [Point(i, 0, 0, 400e3 + 50e3 * (i % 2), 400e3, 0, 445e3) for i in range(40)]
+    rows = [Point(i, 0, 0, 400e3 + 50e3 * (i % 2), 400e3, 0, 445e3) for i in range(80)]
     assert calm(rows) == 1.0
     assert math.isnan(calm(rows[:5]))
 
