@@ -57,6 +57,11 @@ class Simulation:
         self.load_s = float(self.plant.config.load.duration_s)
         self.cosim = Cosim(self.plant, T0_NS)
         self.numbers = {bus.name: self.plant.ports[name] for bus, name in zip(site.buses, PLANT_PORTS, strict=False)}
+        self._control(writer)
+
+    def _control(self, writer: Callable[[], RecordWriter] | None) -> None:
+        """Scan, plan, image, engine, supervisor: what a control process and its supervisor make when they start."""
+        site = self.site
         self.plan, self.ports, maps = build.scans(site, self._asker)
         self.image = im.ProcessImage.create()
         self.image.set_site(build.kernel_site(site, maps))
@@ -67,6 +72,15 @@ class Simulation:
         self.cosim.attach(self.engine, [self.numbers[bus.name] for bus in site.buses])
         self.began_ns = self.cosim.now_ns
         self.grid_ns: int | None = None
+
+    @classmethod
+    def resume(cls, old: Simulation) -> Simulation:
+        """A new controller on the plant of an old one, which is simply gone: what a restart of control meets."""
+        new = cls.__new__(cls)
+        new.site, new.plant, new.load_s, new.cosim, new.numbers = old.site, old.plant, old.load_s, old.cosim, old.numbers
+        new.cosim.detach()
+        new._control(None)
+        return new
 
     def _asker(self, bus: Bus) -> Callable[[int, int, int, int], list[int]]:
         """Blocking reads over the virtual wire, for the SunSpec scan before the engine starts."""
