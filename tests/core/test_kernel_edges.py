@@ -1,0 +1,30 @@
+"""The kernel where it is easily wrong: each test is one scenario that once went wrong, or nearly."""
+
+from __future__ import annotations
+
+import math
+
+from bench.rig import TICK_NS, Rig
+from tests.core.test_kernel import FAULT, GRID, STANDBY, STOP, TRIP, active, alarms
+
+ISLAND = 3
+FOREVER = 1 << 62
+
+
+def billed(r: Rig) -> float:
+    return r.kernel.get_state()["billing_wh"]
+
+
+def test_a_mode_field_that_is_not_a_number_is_no_island() -> None:
+    for value in (math.nan, math.inf, -1.0, 1e300):
+        r = Rig().to_grid()
+        r.inp["pcs"]["pcs_der_mode"] = value
+        r.inp["meter"]["f_hz"] = 47.0
+        assert r.step(12)["mode"] == TRIP
+
+
+def test_a_timestamp_from_the_end_of_time_is_not_fresh() -> None:
+    r = Rig().to_grid()
+    r.stale.add("meter")
+    r.inp["meter"]["g"]["t_ns"] = -(1 << 63)
+    assert "meter_stale" in active(r.step())
