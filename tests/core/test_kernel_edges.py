@@ -28,3 +28,15 @@ def test_a_timestamp_from_the_end_of_time_is_not_fresh() -> None:
     r.stale.add("meter")
     r.inp["meter"]["g"]["t_ns"] = -(1 << 63)
     assert "meter_stale" in active(r.step())
+
+
+def test_an_island_lasts_while_the_converter_carries_the_load() -> None:
+    r = Rig(load_w=100e3).to_grid()
+    r.step(100)
+    r.inp["pcs"]["pcs_der_mode"] = 2.0
+    r.inp["meter"]["f_hz"] = 40.0
+    assert r.step(12)["mode"] == ISLAND
+    r.follow = False
+    r.target_w = 100e3  # grid forming: the load decides
+    assert r.step(500)["mode"] == ISLAND
+    assert r.out["p_cmd_w"] == 0.0
