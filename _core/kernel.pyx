@@ -64,7 +64,7 @@ cdef inline double since_s(const Inputs* i, int64_t t_ns) noexcept nogil:
 cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexcept nogil:
     """Age and plausibility of every group; nothing stale or impossible passes as a measurement."""
     cdef const Meter* m = &i.meter
-    cdef double v, age
+    cdef double age, low, high
     cdef int k
     cdef double[6] now
     w.dt_s = clamp(since_s(i, st.last_t_ns), 0.0, 1.0) if st.last_t_ns else 0.0
@@ -93,13 +93,10 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
 
     # The grid's window. No opinion without a fresh meter.
     if w.fresh:
-        v = m.v1_v
-        if m.v2_v < v:
-            v = m.v2_v
-        if m.v3_v < v:
-            v = m.v3_v
-        w.grid_ok = not (m.f_hz < s.f_min_hz or m.f_hz > s.f_max_hz or v < s.v_min_pu * s.v_nom_v
-                         or m.v1_v > s.v_max_pu * s.v_nom_v or m.v2_v > s.v_max_pu * s.v_nom_v or m.v3_v > s.v_max_pu * s.v_nom_v)
+        low = s.v_min_pu * s.v_nom_v
+        high = s.v_max_pu * s.v_nom_v
+        w.grid_ok = not (m.f_hz < s.f_min_hz or m.f_hz > s.f_max_hz or m.v1_v < low or m.v2_v < low or m.v3_v < low
+                         or m.v1_v > high or m.v2_v > high or m.v3_v > high)
         if w.grid_ok:
             st.bad_since_ns = 0
             if st.good_since_ns == 0:

@@ -40,3 +40,9 @@ def test_an_island_lasts_while_the_converter_carries_the_load() -> None:
     r.target_w = 100e3  # grid forming: the load decides
     assert r.step(500)["mode"] == ISLAND
     assert r.out["p_cmd_w"] == 0.0
+
+
+def test_undervoltage_is_seen_beside_a_phase_that_is_not_measured() -> None:
+    r = Rig().to_grid()
+    r.inp["meter"].update(v1_v=math.nan, v2_v=100.0)
+    assert r.step(12)["mode"] == TRIP
