@@ -107,6 +107,8 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
                 st.bad_since_ns = i.t_ns
     else:
         w.grid_ok = st.bad_since_ns == 0
+        if not w.meter_ok:
+            st.good_since_ns = 0                # nobody saw the grid: the enter-service delay begins again
 
 
 # ---------------------------------------------------------------- 1b. modes

@@ -46,3 +46,16 @@ def test_undervoltage_is_seen_beside_a_phase_that_is_not_measured() -> None:
     r = Rig().to_grid()
     r.inp["meter"].update(v1_v=math.nan, v2_v=100.0)
     assert r.step(12)["mode"] == TRIP
+
+
+def test_the_enter_service_delay_begins_again_when_nobody_saw_the_grid() -> None:
+    r = Rig(enter_service_delay_s=20.0)
+    assert r.step(2100)["mode"] == GRID
+    r.step(1200)
+    r.stale.add("meter")
+    assert r.step(600)["mode"] == FAULT
+    r.stale.clear()
+    back = r.tick
+    while r.step()["mode"] != GRID:
+        assert r.tick - back < 3000
+    assert r.tick - back > 2000
