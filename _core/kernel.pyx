@@ -156,9 +156,12 @@ cdef inline void start(const Inputs* i, const Site* s, State* st, const Work* w,
     """The start sequence, one condition a step; each step is left only by proof."""
     cdef bint live = i.pcs.pcs_state == PCS_RUNNING or i.pcs.pcs_state == PCS_THROTTLED
     cdef bint bms_closed = not s.has_bms or (w.bms_ok and i.bms.bms_state == BMS_CONNECTED)
+    cdef bint beat = finite(i.pcs_life.pcs_heartbeat) and i.pcs_life.pcs_heartbeat != st.last_hb
     cdef int before = st.start_step
     if not (w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) == 0):
         st.start_step = START_DEVICES
+    elif st.adopt and st.start_step > START_DEVICES and not live:
+        st.start_step = START_DEVICES           # it stopped by itself: nothing is left to adopt
     elif st.start_step == START_DEVICES:
         st.adopt = live and (not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0)
         st.start_step = START_REVERSION
@@ -175,19 +178,18 @@ cdef inline void start(const Inputs* i, const Site* s, State* st, const Work* w,
     elif st.start_step == START_HEARTBEAT:
         if not s.has_pcs_life:
             st.start_step = START_OPERATE
-        elif i.pcs_life.pcs_heartbeat != st.last_hb:
-            if st.hb_first_ns == 0 and i.pcs_life.g.count > 1:
-                st.hb_first_ns = i.t_ns
+        elif beat:
+            if (st.hb_first_ns == 0 or since_s(i, st.hb_t_ns) > HEARTBEAT_S) and i.pcs_life.g.count > 1:
+                st.hb_first_ns = i.t_ns         # it has to go on moving: a pause begins the wait again
             if st.hb_first_ns and (st.adopt or since_s(i, st.hb_first_ns) >= HEARTBEAT_S):
                 st.start_step = START_OPERATE
     elif st.start_step == START_OPERATE:
-        if not (s.enter_service_delay_s > 0.0 and not st.adopt and (st.good_since_ns == 0
-                or since_s(i, st.good_since_ns) < s.enter_service_delay_s)):
+        if st.adopt or (st.good_since_ns != 0 and since_s(i, st.good_since_ns) >= s.enter_service_delay_s):
             if live:
                 st.start_step = START_DONE
             else:
                 o.op_request = OP_START
-    if i.pcs_life.pcs_heartbeat != st.last_hb:
+    if beat:
         st.last_hb = i.pcs_life.pcs_heartbeat
         st.hb_t_ns = i.t_ns
     if st.start_step != before:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from bench.rig import TICK_NS, Rig
 from tests.core.test_kernel import FAULT, GRID, STANDBY, STOP, TRIP, active, alarms
 
@@ -59,3 +61,45 @@ def test_the_enter_service_delay_begins_again_when_nobody_saw_the_grid() -> None
     while r.step()["mode"] != GRID:
         assert r.tick - back < 3000
     assert r.tick - back > 2000
+
+
+def test_a_converter_is_not_started_on_a_grid_outside_its_window() -> None:
+    r = Rig()
+    r.inp["meter"]["f_hz"] = 47.0
+    for _ in range(600):
+        out = r.step()
+        assert out["mode"] == STANDBY and out["op_request"] == 0
+    assert "grid_outside" in alarms(out)
+    r.inp["meter"]["f_hz"] = 50.0
+    assert r.step(10)["mode"] == GRID
+
+
+def test_a_live_converter_that_stops_during_adoption_starts_cold() -> None:
+    r = Rig(enter_service_delay_s=30.0)
+    r.running = True
+    r.inp["pcs_ctl"].update(wset_ena=1.0, wset_w=0.0)
+    r.step(5)
+    assert r.out["mode"] == STANDBY and r.kernel.get_state()["adopt"] == 1
+    r.running = False
+    r.step(20)
+    assert r.kernel.get_state()["adopt"] == 0
+    assert r.step(2900)["mode"] == STANDBY
+    assert r.step(200)["mode"] == GRID
+
+
+@pytest.mark.parametrize("value", [math.nan, 2.0**60, math.inf])
+def test_a_heartbeat_that_does_not_move_starts_nothing(value: float) -> None:
+    r = Rig()
+    for _ in range(1000):
+        r.inp["pcs_life"]["pcs_heartbeat"] = value
+        assert r.step()["mode"] == STANDBY
+
+
+def test_a_heartbeat_that_pauses_begins_its_three_seconds_again() -> None:
+    r = Rig()
+    r.step(250)
+    r.inp["pcs_life"]["pcs_heartbeat"] = 2.0**60  # one more does not change it
+    r.step(450)
+    assert r.out["mode"] == STANDBY
+    r.inp["pcs_life"]["pcs_heartbeat"] = 4.0
+    assert r.step(50)["mode"] == STANDBY
