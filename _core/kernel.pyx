@@ -449,22 +449,31 @@ cdef inline double bounded(double p, double low, double high, uint64_t low_flag,
 
 # ---------------------------------------------------------------- 3. reference
 
-cdef inline double import_allowed(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w) noexcept nogil:
-    """Instantaneous limit, lowered where the billing window has already used more than its share; in [0, limit]."""
-    cdef double elapsed, left, allowed = lim.import_limit_w
-    if not s.billing_window_s > 0.0 or not finite(i.billing_phase_s):
-        return allowed
+cdef inline void bill(const Inputs* i, const Limits* lim, const Site* s, State* st, const Work* w) noexcept nogil:
+    """Energy the billing window has used: in every mode, because the meter of the utility counts in every mode."""
+    cdef double elapsed
+    if not s.billing_window_s > 0.0 or not i.billing_phase_s >= 0.0:
+        return
     elapsed = clamp(i.billing_phase_s, 0.0, s.billing_window_s)
     if elapsed < st.billing_phase_s or st.billing_phase_s < 0.0:
         # a new window; at the very start of control its past is unknown and counts as used in full
         st.billing_wh = lim.import_limit_w * elapsed / 3600.0
-    elif w.meter_ok and st.last_grid_w > 0.0:
-        st.billing_wh += st.last_grid_w * w.dt_s / 3600.0
+    elif not w.meter_ok:
+        st.billing_wh += lim.import_limit_w * (elapsed - st.billing_phase_s) / 3600.0      # unknown counts as used in full here too
+    elif st.last_grid_w > 0.0:
+        st.billing_wh += st.last_grid_w * (elapsed - st.billing_phase_s) / 3600.0
     st.billing_phase_s = elapsed
-    left = s.billing_window_s - elapsed
+
+
+cdef inline double import_allowed(const Inputs* i, const Limits* lim, const Site* s, const State* st) noexcept nogil:
+    """Instantaneous limit, lowered where the billing window has already used more than its share; in [0, limit]."""
+    cdef double left, over
+    if not s.billing_window_s > 0.0 or not i.billing_phase_s >= 0.0:
+        return lim.import_limit_w
+    left = s.billing_window_s - st.billing_phase_s
+    over = clamp(st.billing_wh * 3600.0 - lim.import_limit_w * st.billing_phase_s, 0.0, INF)
     # what was used beyond the share of the elapsed time is given back over what is left, and never faster than over a minute
-    allowed -= clamp(st.billing_wh * 3600.0 - lim.import_limit_w * elapsed, 0.0, INF) / (left if left > 60.0 else 60.0)
-    return clamp(allowed, 0.0, lim.import_limit_w)
+    return clamp(lim.import_limit_w - over / (left if left > 60.0 else 60.0), 0.0, lim.import_limit_w)
 
 
 cdef inline void slow_mean(const Inputs* i, const Limits* lim, const Site* s, State* st, const Work* w) noexcept nogil:
@@ -481,7 +490,7 @@ cdef inline void reference(const Inputs* i, const Limits* lim, const Site* s, St
     """Reference of grid import: mean + base + SoC term, between the limits, no faster than the ramp, never beyond what the battery can hold."""
     cdef double target, bound, before, allowed, others = st.load_w - w.net_w
     slow_mean(i, lim, s, st, w)
-    allowed = import_allowed(i, lim, s, st, w)
+    allowed = import_allowed(i, lim, s, st)
     target = st.mean_w - others + base_w
     if s.has_bms and w.bms_ok:
         # no faster than a quarter of rating: a full battery is no reason to stop importing
@@ -636,6 +645,7 @@ cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, O
     device_limits(inp, lim, s, &w)
     modes(inp, s, st, &w, o)                                #    and which mode follows from it
     reconstruct(inp, s, st, &w, o)                          # 2. the load, at the meter's instant
+    bill(inp, lim, s, st, &w)
     if st.mode == MODE_GRID or st.mode == MODE_STOP:
         p = battery(inp, lim, s, st, &w, o)                 # 3., 4. reference of grid import; the battery carries the rest
         extra = frequency(inp, s, st, &w)                   # 5. droop bypasses the ramp

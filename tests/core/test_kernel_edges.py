@@ -103,3 +103,34 @@ def test_a_heartbeat_that_pauses_begins_its_three_seconds_again() -> None:
     assert r.out["mode"] == STANDBY
     r.inp["pcs_life"]["pcs_heartbeat"] = 4.0
     assert r.step(50)["mode"] == STANDBY
+
+
+def test_the_bill_runs_in_every_mode_and_over_a_lost_meter() -> None:
+    r = Rig(billing_window_s=900.0, load_w=360e3)
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            r.inp["billing_phase_s"] = 100.0 + (r.tick + 1) * 0.01
+            r.step()
+
+    while r.out.get("mode") != GRID:
+        run(1)
+    run(100)
+    start = billed(r)
+    r.inp["slot"][0].update(kind=1, value_w=0.0, lease_until_ns=FOREVER)
+    run(1000)  # 10 s at 360 kW are 1 kWh, held or not
+    assert billed(r) - start == pytest.approx(1000.0, rel=0.01)
+    r.inp["slot"][0]["kind"] = 0
+    start = billed(r)
+    r.stale.add("meter")
+    run(1000)  # nobody saw: counts as used in full
+    assert r.out["mode"] == FAULT
+    assert billed(r) - start == pytest.approx(445e3 / 360, rel=0.02)
+
+
+def test_a_billing_phase_below_zero_is_no_window() -> None:
+    r = Rig(billing_window_s=900.0, load_w=440e3)
+    r.inp["billing_phase_s"] = -1.0
+    r.to_grid()
+    assert r.step(6000)["target_w"] == pytest.approx(440e3, rel=1e-3)
+    assert "billing" not in active(r.out)
