@@ -292,6 +292,17 @@ cdef inline double abs_w(double x) noexcept nogil:
     return -x if x < 0.0 else x
 
 
+cdef inline double others_w(const Inputs* i, const Site* s) noexcept nogil:
+    """PV and genset at the PCC, as far as they are measured and possible: a sum beyond reason would swallow the meter's own digits."""
+    cdef double p = 0.0, most = 8.0 * s.feeder_w
+    if s.has_others:
+        if -most <= i.others.pv_p_w <= most:
+            p += i.others.pv_p_w
+        if -most <= i.others.gen_p_w <= most:
+            p += i.others.gen_p_w
+    return p
+
+
 cdef inline void go(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
     """Into GRID from measured power, so that a live converter is adopted without a bump."""
     enter(st, i, MODE_GRID)
@@ -301,7 +312,7 @@ cdef inline void go(const Inputs* i, const Site* s, State* st, const Work* w) no
     st.q_len = 0
     st.rb_err_w = 0.0
     st.cmd_w = i.pcs.batt_p_w
-    st.load_w = i.meter.grid_p_w + i.pcs.batt_p_w
+    st.load_w = i.meter.grid_p_w + i.pcs.batt_p_w + others_w(i, s)
     st.mean_w = st.load_w
     st.ref_w = i.meter.grid_p_w
     st.horizon_s = s.mean_min_s
@@ -360,13 +371,8 @@ cdef inline void align(const Inputs* i, const Site* s, State* st, const Work* w)
 
 cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
     """Load at the meter's sampling instant: what grid and battery carried together then."""
-    cdef double load, t_f, others = 0.0
+    cdef double load, t_f, others = others_w(i, s)
     align(i, s, st, w)
-    if s.has_others:
-        if finite(i.others.pv_p_w):
-            others += i.others.pv_p_w
-        if finite(i.others.gen_p_w):
-            others += i.others.gen_p_w
     if w.fresh:
         model_advance(s, st, i.meter.g.t_ns)
         load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others

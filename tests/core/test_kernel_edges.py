@@ -134,3 +134,19 @@ def test_a_billing_phase_below_zero_is_no_window() -> None:
     r.to_grid()
     assert r.step(6000)["target_w"] == pytest.approx(440e3, rel=1e-3)
     assert "billing" not in active(r.out)
+
+
+def test_sources_beside_the_battery_count_in_the_mean_from_the_first_tick() -> None:
+    r = Rig(has_others=1, load_w=300e3)
+    r.inp["others"].update(pv_p_w=100e3, gen_p_w=20e3)
+    r.to_grid()
+    assert r.out["load_w"] == r.out["mean_w"] == pytest.approx(420e3)
+    assert r.step(500)["ref_w"] == pytest.approx(300e3, abs=100)
+
+
+def test_a_source_of_impossible_size_is_left_out() -> None:
+    r = Rig(has_others=1).to_grid()
+    r.step(100)
+    r.inp["others"]["pv_p_w"] = 3e38
+    out = r.step(5)
+    assert out["load_w"] == pytest.approx(400e3, rel=1e-3) and abs(out["p_cmd_w"]) < 1e3
