@@ -9,7 +9,9 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from _core.image cimport *
-from _core.laws cimport clamp, decay, droop, finite, lag, minus, q_room, shave, slew, slew_from_zero, taper, to_ns, volt_var
+from _core.laws cimport (
+    clamp, decay, droop, finite, lag, larger, minus, q_room, shave, slew, slew_from_zero, smaller, taper, to_ns, volt_var,
+)
 
 cdef double NAN = float("nan")
 cdef double INF = float("inf")
@@ -38,6 +40,7 @@ ctypedef struct Work:                   # what one step hands from stage to stag
     double cha_w
     uint64_t dis_why                    # which limit set them
     uint64_t cha_why
+    double share                        # of the power wanted that the ramp to 0 leaves: 1, less in STOP
     uint64_t flags
     int32_t fresh                       # a new meter value came since the last step
     int32_t meter_ok
@@ -531,13 +534,20 @@ cdef inline int choose(const Inputs* i) noexcept nogil:
 
 
 cdef inline double battery(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
-    """Battery power wanted: load minus reference, or what a setpoint holds."""
-    cdef double p, base_w = 0.0, k
+    """Battery power wanted: load minus reference, or what a setpoint holds; in STOP the share of it that is left."""
+    cdef double p, base_w = 0.0
+    cdef bint hold
     o.slot = choose(i)
     if o.slot >= 0:
         o.slot_id = i.slot[o.slot].id
         if i.slot[o.slot].kind == SP_BASE:
             base_w = i.slot[o.slot].value_w
+    hold = o.slot >= 0 and i.slot[o.slot].kind == SP_HOLD
+    w.share = 1.0
+    if st.mode == MODE_STOP:
+        w.share = clamp(1.0 - since_s(i, st.stop_since_ns) / st.stop_s, 0.0, 1.0) if st.stop_s > 0.0 and i.stop < 2 else 0.0
+        if w.share == 0.0:
+            return 0.0
     if not w.meter_ok:
         # nothing to follow: toward 0 over two seconds at the most, and back in from measured power
         w.flags |= LIM_METER_STALE
@@ -545,8 +555,8 @@ cdef inline double battery(const Inputs* i, const Limits* lim, const Site* s, St
         return slew(st.cmd_w, 0.0, s.s_rated_va / 2.0, s.s_rated_va / 2.0, w.dt_s)
     if st.stale:
         st.stale = 0
-        st.ref_w = w.net_w - st.cmd_w
-    if o.slot >= 0 and i.slot[o.slot].kind == SP_HOLD:
+        st.ref_w = w.net_w - (st.cmd_w - st.droop_w)     # droop comes on top of it
+    if hold and st.mode != MODE_STOP:
         w.flags |= LIM_HOLD
         slow_mean(i, lim, s, st, w)
         p = slew_from_zero(st.cmd_w - st.droop_w, i.slot[o.slot].value_w, lim.ramp_up_w_per_s, w.dt_s)
@@ -555,9 +565,9 @@ cdef inline double battery(const Inputs* i, const Limits* lim, const Site* s, St
     else:
         reference(i, lim, s, st, w, o, base_w)
         p = shave(w.net_w, st.ref_w)
-    if st.mode == MODE_STOP:
-        k = 1.0 - since_s(i, st.stop_since_ns) / st.stop_s if st.stop_s > 0.0 and i.stop < 2 else 0.0
-        p *= clamp(k, 0.0, 1.0)
+    p *= w.share
+    if hold and st.mode == MODE_STOP:
+        p = clamp(p, smaller(st.cmd_w, 0.0), larger(st.cmd_w, 0.0))     # who held the battery sees it only come down
     return p
 
 
@@ -588,10 +598,10 @@ cdef inline double reactive(const Inputs* i, const Site* s, State* st, const Wor
 
 # ---------------------------------------------------------------- 6. limits
 
-cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p, double droop_w) noexcept nogil:
-    """Slew, then contract < droop < breaker < SoC, temperature, PCS, BMS: each later one outranks those before it."""
+cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p, double before_w, double droop_w) noexcept nogil:
+    """Slew (from before_w, the last command without its droop), then contract < droop < breaker < SoC, temperature, PCS, BMS: each later one outranks those before it."""
     if s.cmd_slew_w_per_s < INF:
-        o.p_cmd_w = slew_from_zero(st.cmd_w, p, s.cmd_slew_w_per_s, w.dt_s)
+        o.p_cmd_w = slew_from_zero(before_w, p, s.cmd_slew_w_per_s, w.dt_s)
         if o.p_cmd_w != p:
             w.flags |= LIM_SLEW
         p = o.p_cmd_w
@@ -599,6 +609,11 @@ cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, O
         p = bounded(p, w.net_w - lim.import_limit_w, w.net_w + lim.export_limit_w, LIM_IMPORT, LIM_EXPORT, w)
         p += droop_w
         p = bounded(p, w.net_w - s.feeder_w, w.net_w + s.feeder_w, LIM_FEEDER, LIM_FEEDER, w)
+    elif w.meter_ok:
+        # on the way to 0 no limit may ask for power, each may still forbid it
+        p = bounded(p, smaller(w.net_w - lim.import_limit_w, 0.0), larger(w.net_w + lim.export_limit_w, 0.0), LIM_IMPORT, LIM_EXPORT, w)
+        p += droop_w * w.share
+        p = bounded(p, smaller(w.net_w - s.feeder_w, 0.0), larger(w.net_w + s.feeder_w, 0.0), LIM_FEEDER, LIM_FEEDER, w)
     p = bounded(p, -w.cha_w, w.dis_w, w.cha_why, w.dis_why, w)
     return p
 
@@ -616,7 +631,7 @@ cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* 
         p = 0.0
         w.flags |= LIM_MODE
     o.gate = i.verified == 1 and (st.mode != MODE_STANDBY or st.start_step >= START_BMS)
-    if st.mode == MODE_STOP and p == 0.0 and (i.stop >= 2 or since_s(i, st.stop_since_ns) >= st.stop_s):
+    if st.mode == MODE_STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE              # the engine may leave once the command has gone out
         o.op_request = OP_STOP
     o.p_cmd_w = p
@@ -643,7 +658,7 @@ cdef void reset(State* st, const Site* s) noexcept nogil:
 cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, Outputs* o) noexcept nogil:
     """One tick. Read it top to bottom: this is the order of control."""
     cdef Work w
-    cdef double p = 0.0, extra = 0.0
+    cdef double p = 0.0, extra = 0.0, before
     memset(&w, 0, sizeof(Work))
     memset(o, 0, sizeof(Outputs))
     o.slot = -1
@@ -653,9 +668,10 @@ cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, O
     reconstruct(inp, s, st, &w, o)                          # 2. the load, at the meter's instant
     bill(inp, lim, s, st, &w)
     if st.mode == MODE_GRID or st.mode == MODE_STOP:
+        before = st.cmd_w - st.droop_w if w.meter_ok else st.cmd_w
         p = battery(inp, lim, s, st, &w, o)                 # 3., 4. reference of grid import; the battery carries the rest
         extra = frequency(inp, s, st, &w)                   # 5. droop bypasses the ramp
-        p = limit(lim, s, st, &w, o, p, extra)              # 6. contract, breaker, SoC, temperature, PCS, BMS
+        p = limit(lim, s, st, &w, o, p, before, extra)              # 6. contract, breaker, SoC, temperature, PCS, BMS
     else:
         st.droop_w = 0.0
         st.ref_w = st.last_grid_w                           # outside GRID the reference follows the measured grid

@@ -17,6 +17,14 @@ cdef inline double clamp(double x, double low, double high) noexcept nogil:
     return x
 
 
+cdef inline double smaller(double a, double b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline double larger(double a, double b) noexcept nogil:
+    return a if a > b else b
+
+
 cdef inline int64_t minus(int64_t a, int64_t b) noexcept nogil:
     """a - b held within int64: a timestamp from nowhere makes a long time, never a wrapped one (signed overflow is undefined in C)."""
     if b > 0 and a < INT64_MIN + b:

@@ -150,3 +150,23 @@ def test_a_source_of_impossible_size_is_left_out() -> None:
     r.inp["others"]["pv_p_w"] = 3e38
     out = r.step(5)
     assert out["load_w"] == pytest.approx(400e3, rel=1e-3) and abs(out["p_cmd_w"]) < 1e3
+
+
+def test_droop_is_not_counted_twice_when_the_meter_returns() -> None:
+    r = Rig(load_w=400e3, droop_tr_s=5.0).to_grid()
+    r.inp["meter"]["f_hz"] = 49.5
+    r.step(1500)
+    r.stale.add("meter")
+    before = r.step(20)["p_cmd_w"]
+    r.stale.clear()
+    assert r.step()["p_cmd_w"] == pytest.approx(before, abs=1500.0)
+
+
+def test_command_slew_follows_while_droop_stands_the_other_way() -> None:
+    r = Rig(load_w=400e3, cmd_slew_w_per_s=100e3).to_grid()
+    r.inp["meter"]["f_hz"] = 50.5
+    r.step(300)
+    droop = r.out["droop_w"]
+    assert droop < -25e3
+    out = r.step(30, load_w=420e3)
+    assert out["p_cmd_w"] - droop == pytest.approx(20e3, abs=1e3)
