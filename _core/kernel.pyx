@@ -40,11 +40,13 @@ ctypedef struct Work:                   # what one step hands from stage to stag
     double cha_w
     uint64_t dis_why                    # which limit set them
     uint64_t cha_why
+    double sample_s                     # between the last two meter values
     double share                        # of the power wanted that the ramp to 0 leaves: 1, less in STOP
     uint64_t flags
     int32_t fresh                       # a new meter value came since the last step
     int32_t meter_ok
     int32_t meter_gone
+    int32_t frozen
     int32_t bms_ok
     int32_t pcs_ok
     int32_t grid_ok
@@ -75,20 +77,24 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
 
     age = age_s(i, &m.g)
     w.meter_ok = age <= s.meter_hold_s and finite(m.grid_p_w) and -8.0 * s.feeder_w <= m.grid_p_w <= 8.0 * s.feeder_w
-    w.meter_gone = age > s.meter_lost_s
     w.fresh = w.meter_ok and m.g.count != st.last_meter_count
     if w.fresh:
+        w.sample_s = clamp(<double>minus(m.g.t_ns, st.last_meter_t_ns) * 1e-9, 0.0, 1.0)
+        st.last_meter_t_ns = m.g.t_ns
         now[0] = m.grid_p_w; now[1] = m.q_var; now[2] = m.v1_v; now[3] = m.v2_v; now[4] = m.v3_v; now[5] = m.f_hz
         for k in range(6):
             if now[k] != st.last_meter[k] and (now[k] == now[k] or st.last_meter[k] == st.last_meter[k]):
                 st.frozen_since_ns = i.t_ns
             st.last_meter[k] = now[k]
         st.last_meter_count = m.g.count
+    # gone: nothing believable for too long, be it silence or nonsense; one bad answer is only not ok
+    w.meter_gone = st.last_meter_t_ns == 0 or <double>minus(i.step_t_ns, st.last_meter_t_ns) * 1e-9 > s.meter_lost_s
     if s.frozen_s > 0.0 and st.frozen_since_ns and since_s(i, st.frozen_since_ns) > s.frozen_s and m.g.count > 1:
         w.meter_ok = 0
         w.fresh = 0
         if since_s(i, st.frozen_since_ns) > s.frozen_s + s.meter_lost_s or st.mode == MODE_STANDBY:
             w.meter_gone = 1
+            w.frozen = 1
 
     w.bms_ok = not s.has_bms or (age_s(i, &i.bms.g) <= s.bms_lost_s and finite(i.bms.soc) and -0.05 <= i.bms.soc <= 1.05
                                  and (not s.has_bms_limits or age_s(i, &i.bms_lim.g) <= s.bms_lost_s))
@@ -139,7 +145,7 @@ cdef inline uint32_t causes(const Inputs* i, const Site* s, State* st, const Wor
     """Alarms whose cause stands now."""
     cdef uint32_t a = 0
     if w.meter_gone:
-        a |= ALM_METER_FROZEN if age_s(i, &i.meter.g) <= s.meter_lost_s else ALM_METER_LOST
+        a |= ALM_METER_FROZEN if w.frozen else ALM_METER_LOST
     if not w.pcs_ok:
         a |= ALM_PCS_LOST
     elif i.pcs.pcs_state == PCS_FAULTED:
@@ -382,7 +388,7 @@ cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w,
         t_f = abs_w(st.align_s)
         if t_f > s.align_full_s:
             t_f = 2.0 * t_f if t_f > 0.01 else 0.02
-            st.load_w += (load - st.load_w) * w.dt_s / (t_f + w.dt_s)
+            st.load_w += (load - st.load_w) * w.sample_s / (t_f + w.sample_s)
             o.filter_s = t_f
             w.flags |= LIM_FILTER
         else:

@@ -170,3 +170,32 @@ def test_command_slew_follows_while_droop_stands_the_other_way() -> None:
     assert droop < -25e3
     out = r.step(30, load_w=420e3)
     assert out["p_cmd_w"] - droop == pytest.approx(20e3, abs=1e3)
+
+
+def test_one_bad_answer_of_the_meter_is_no_fault_and_nonsense_for_long_is() -> None:
+    r = Rig().to_grid()
+    r.inp["meter"]["g"]["quality"] = 2
+    assert r.step()["mode"] == GRID
+    r.inp["meter"]["g"]["quality"] = 1
+    r.step(10)
+    r.stale.add("meter")
+    r.inp["meter"]["grid_p_w"] = math.nan
+    for k in range(600):
+        r.inp["meter"]["g"].update(t_ns=(r.tick + 1) * TICK_NS, count=10_000 + k)
+        r.step()
+    assert r.out["mode"] == FAULT and alarms(r.out) == {"meter_lost"}
+
+
+def test_the_load_filter_keeps_its_time_with_a_slow_meter() -> None:
+    r = Rig(load_w=400e3).to_grid()
+    r.step(200)
+    st = r.kernel.get_state()
+    st["align_s"] = 0.025  # T_f 50 ms
+    r.kernel.set_state(st)
+    r.load_w = 420e3
+    r.stale.add("meter")
+    r.step(4)
+    r.stale.clear()
+    out = r.step()
+    assert out["filter_s"] == 0.05
+    assert out["load_w"] == pytest.approx(410e3, rel=2e-3)  # 50 ms since the last value: half of the step
