@@ -30,6 +30,7 @@ cdef double PROVED_S = 10.0             # GRID for so long counts as a clean GRI
 cdef int64_t HOUR_NS = 3600 * 1000000000
 cdef double RB_TIME_S = 1.0             # readback corrects the model's slow error with this time constant
 cdef double ALIGN_TIME_S = 10.0         # memory of the on-line alignment estimate
+cdef double AHEAD_S = 0.1               # a value may stand for an instant so far after the step
 cdef double SOC_TAPER = 0.01            # the last point of SoC before a limit
 
 
@@ -54,10 +55,12 @@ ctypedef struct Work:                   # what one step hands from stage to stag
 
 
 cdef inline double age_s(const Inputs* i, const Group* g) noexcept nogil:
-    """Age of a group at this step; inf when it never answered well."""
+    """Age of a group at this step; inf when it never answered well, or claims to be from the future (it would never grow old)."""
+    cdef double age
     if g.t_ns == 0 or g.quality != Q_GOOD:
         return INF
-    return <double>minus(i.step_t_ns, g.t_ns) * 1e-9
+    age = <double>minus(i.step_t_ns, g.t_ns) * 1e-9
+    return age if age >= -AHEAD_S else INF
 
 
 cdef inline double since_s(const Inputs* i, int64_t t_ns) noexcept nogil:

@@ -186,6 +186,14 @@ def test_one_bad_answer_of_the_meter_is_no_fault_and_nonsense_for_long_is() -> N
     assert r.out["mode"] == FAULT and alarms(r.out) == {"meter_lost"}
 
 
+def test_a_value_from_the_future_is_not_believed() -> None:
+    r = Rig().to_grid()
+    r.stale.add("meter")
+    r.inp["meter"]["g"].update(t_ns=r.tick * TICK_NS + 3600 * 10**9, count=1_000_000)
+    assert "meter_stale" in active(r.step())
+    assert r.kernel.get_state()["model_t_ns"] < (r.tick + 1) * TICK_NS
+
+
 def test_the_load_filter_keeps_its_time_with_a_slow_meter() -> None:
     r = Rig(load_w=400e3).to_grid()
     r.step(200)
