@@ -99,9 +99,9 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
             w.meter_gone = 1
             w.frozen = 1
 
-    w.bms_ok = not s.has_bms or (age_s(i, &i.bms.g) <= s.bms_lost_s and finite(i.bms.soc) and -0.05 <= i.bms.soc <= 1.05
-                                 and (not s.has_bms_limits or age_s(i, &i.bms_lim.g) <= s.bms_lost_s))
-    w.pcs_ok = age_s(i, &i.pcs.g) <= s.pcs_lost_s and finite(i.pcs.batt_p_w)
+    w.bms_ok = ((not s.has_bms or (age_s(i, &i.bms.g) <= s.bms_lost_s and -0.05 <= i.bms.soc <= 1.05))
+                and (not s.has_bms_limits or age_s(i, &i.bms_lim.g) <= s.bms_lost_s))
+    w.pcs_ok = age_s(i, &i.pcs.g) <= s.pcs_lost_s and -8.0 * s.s_rated_va <= i.pcs.batt_p_w <= 8.0 * s.s_rated_va
 
     # The grid's window. No opinion without a fresh meter.
     if w.fresh:
@@ -423,11 +423,11 @@ cdef inline void device_limits(const Inputs* i, const Limits* lim, const Site* s
     less(&w.cha_w, &w.cha_why, s.pcs_p_max_w, LIM_PCS_S)
     less(&w.dis_w, &w.dis_why, lim.p_discharge_max_w, LIM_SITE_P)
     less(&w.cha_w, &w.cha_why, lim.p_charge_max_w, LIM_SITE_P)
+    if not w.bms_ok:
+        less(&w.dis_w, &w.dis_why, 0.0, LIM_BMS_STALE)
+        less(&w.cha_w, &w.cha_why, 0.0, LIM_BMS_STALE)
+        return
     if s.has_bms:
-        if not w.bms_ok:
-            less(&w.dis_w, &w.dis_why, 0.0, LIM_BMS_STALE)
-            less(&w.cha_w, &w.cha_why, 0.0, LIM_BMS_STALE)
-            return
         less(&w.dis_w, &w.dis_why, s.pcs_p_max_w * taper(i.bms.soc - lim.soc_min, SOC_TAPER), LIM_SOC_MIN)
         less(&w.cha_w, &w.cha_why, s.pcs_p_max_w * taper(lim.soc_max - i.bms.soc, SOC_TAPER), LIM_SOC_MAX)
         if i.bms.bms_state != BMS_CONNECTED:

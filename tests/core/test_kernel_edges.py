@@ -194,6 +194,24 @@ def test_a_value_from_the_future_is_not_believed() -> None:
     assert r.kernel.get_state()["model_t_ns"] < (r.tick + 1) * TICK_NS
 
 
+def test_stale_limits_of_a_battery_that_gives_nothing_else_allow_nothing() -> None:
+    r = Rig(has_bms=0, has_bms_temp=0).to_grid()
+    r.step(5, load_w=440e3)
+    r.stale.add("bms_lim")
+    out = r.step(400)
+    assert out["p_max_w"] == 0.0 and out["mode"] == FAULT and "bms_lost" in alarms(out)
+
+
+def test_an_impossible_readback_is_no_power() -> None:
+    r = Rig().to_grid()
+    r.stale.add("pcs")
+    r.inp["pcs"]["g"].update(t_ns=r.tick * TICK_NS + 5_000_000, count=1_000_000)
+    r.inp["pcs"]["batt_p_w"] = 1e308
+    out = r.step()
+    assert out["mode"] == FAULT and "pcs_lost" in alarms(out)
+    assert abs(r.kernel.get_state()["rb_err_w"]) < 1e3
+
+
 def test_the_load_filter_keeps_its_time_with_a_slow_meter() -> None:
     r = Rig(load_w=400e3).to_grid()
     r.step(200)
