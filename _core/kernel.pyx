@@ -336,7 +336,7 @@ cdef inline void model_advance(const Site* s, State* st, int64_t t_ns) noexcept 
     """The PCS model, driven by our own commands, forward to t_ns; never backward."""
     cdef int64_t until
     cdef uint32_t guard = 0
-    while st.model_t_ns < t_ns and guard <= MODEL_QUEUE:
+    while st.model_t_ns < t_ns and guard <= 2 * MODEL_QUEUE:    # each queued command takes a turn to reach and one to take
         until = t_ns
         if st.q_len and st.q_t_ns[st.q_head] <= st.model_t_ns:
             st.model_target_w = st.q_w[st.q_head]
@@ -421,6 +421,8 @@ cdef inline void device_limits(const Inputs* i, const Limits* lim, const Site* s
     w.cha_why = 0
     less(&w.dis_w, &w.dis_why, s.pcs_p_max_w, LIM_PCS_S)
     less(&w.cha_w, &w.cha_why, s.pcs_p_max_w, LIM_PCS_S)
+    less(&w.dis_w, &w.dis_why, s.s_rated_va, LIM_PCS_S)
+    less(&w.cha_w, &w.cha_why, s.s_rated_va, LIM_PCS_S)
     less(&w.dis_w, &w.dis_why, lim.p_discharge_max_w, LIM_SITE_P)
     less(&w.cha_w, &w.cha_why, lim.p_charge_max_w, LIM_SITE_P)
     if not w.bms_ok:
@@ -632,8 +634,11 @@ cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, O
 cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p) noexcept nogil:
     """What may leave: only finite numbers, only in a mode that commands, only to devices that are the ones compiled."""
     if not finite(p):
-        st.alarms |= ALM_INTERNAL
         p = 0.0
+        fault(st, i, ALM_INTERNAL)              # the way out is the way in: GRID takes load, mean and reference from what is measured
+    if not finite(o.q_cmd_var):
+        o.q_cmd_var = 0.0
+        st.volt_var = 0.0
     if st.mode == MODE_STANDBY and st.adopt and finite(i.pcs_ctl.wset_w):
         p = clamp(i.pcs_ctl.wset_w, -w.cha_w, w.dis_w)  # a live converter keeps what it does until GRID takes it over
     elif st.mode != MODE_GRID and st.mode != MODE_STOP:

@@ -225,3 +225,37 @@ def test_the_load_filter_keeps_its_time_with_a_slow_meter() -> None:
     out = r.step()
     assert out["filter_s"] == 0.05
     assert out["load_w"] == pytest.approx(410e3, rel=2e-3)  # 50 ms since the last value: half of the step
+
+
+def test_apparent_power_bounds_power_even_where_the_site_says_more() -> None:
+    r = Rig(pcs_p_max_w=400e3).to_grid()
+    assert r.step()["p_max_w"] <= 250e3
+    r = Rig(q_max_var=100e3, volt_full_pu=0.02).to_grid()  # full at the edge of the deadband: 0 / 0 inside
+    assert r.step(3)["q_cmd_var"] == 0.0
+
+
+def test_what_is_not_finite_inside_is_a_fault_and_not_a_silent_zero() -> None:
+    r = Rig(load_w=400e3).to_grid()
+    r.step(1100)
+    st = r.kernel.get_state()
+    st["mean_w"] = math.nan
+    r.kernel.set_state(st)
+    out = r.step()
+    assert out["p_cmd_w"] == 0.0 and out["mode"] == FAULT and alarms(out) == {"internal"}
+    while r.step()["mode"] != GRID:
+        assert r.tick < 4000
+    assert math.isfinite(r.out["mean_w"])
+
+
+def test_the_model_takes_a_full_queue_in_one_stride() -> None:
+    r = Rig(pcs_dead_s=0.6).to_grid()
+    r.step(100)
+    r.stale |= {"meter", "pcs"}
+    r.step(4)
+    st = r.kernel.get_state()
+    st.update(q_head=0, q_len=64, q_t_ns=[r.tick * TICK_NS + k * 1000 for k in range(64)], q_w=[float(k) for k in range(64)])
+    st["model_t_ns"] = r.tick * TICK_NS
+    r.kernel.set_state(st)
+    r.stale.clear()
+    r.step()
+    assert r.kernel.get_state()["model_t_ns"] == r.inp["meter"]["g"]["t_ns"]
