@@ -573,8 +573,11 @@ cdef inline double battery(const Inputs* i, const Limits* lim, const Site* s, St
         p = slew_from_zero(st.cmd_w - st.droop_w, i.slot[o.slot].value_w, lim.ramp_up_w_per_s, w.dt_s)
         st.ref_w = w.net_w - p                  # what is left for the grid; following begins again from here
         o.target_w = st.ref_w
-    else:
+    elif st.mode != MODE_STOP:
         reference(i, lim, s, st, w, o, base_w)
+        p = shave(w.net_w, st.ref_w)
+    else:
+        o.target_w = st.ref_w                   # it stands still: the falling share alone moves the grid, at the ramp
         p = shave(w.net_w, st.ref_w)
     p *= w.share
     if hold and st.mode == MODE_STOP:

@@ -152,6 +152,54 @@ def test_a_source_of_impossible_size_is_left_out() -> None:
     assert out["load_w"] == pytest.approx(400e3, rel=1e-3) and abs(out["p_cmd_w"]) < 1e3
 
 
+def test_stop_out_of_a_hold_comes_down_at_the_ramp_and_never_up() -> None:
+    r = Rig(load_w=300e3).to_grid()
+    r.inp["slot"][0].update(kind=1, value_w=50e3, lease_until_ns=FOREVER)
+    r.step(3000)
+    assert r.out["p_cmd_w"] == 50e3
+    r.inp["stop"] = 1
+    last = 50e3
+    for _ in range(2499):
+        p = r.step()["p_cmd_w"]
+        assert last - 20.001 <= p <= last
+        last = p
+    assert r.step(2)["start_step"] == 5
+
+
+def test_stop_keeps_an_export_limit_that_falls() -> None:
+    r = Rig(load_w=50e3, export_limit_w=100e3)
+    r.lim["export_limit_w"] = 100e3
+    r.to_grid()
+    r.inp["slot"][0].update(kind=1, value_w=120e3, lease_until_ns=FOREVER)
+    r.step(6100)
+    assert r.out["p_cmd_w"] == 120e3
+    r.inp["stop"] = 1
+    r.step(10)
+    r.lim["export_limit_w"] = 0.0
+    out = r.step()
+    assert out["p_cmd_w"] == pytest.approx(50e3, rel=1e-6) and "export" in active(out)
+
+
+def test_a_second_sigterm_is_zero_now_without_a_meter_too() -> None:
+    r = Rig().to_grid()
+    r.step(5, load_w=440e3)
+    r.stale.add("meter")
+    r.inp["stop"] = 1
+    assert r.step(20)["p_cmd_w"] > 0.0
+    r.inp["stop"] = 2
+    out = r.step()
+    assert out["p_cmd_w"] == 0.0 and out["mode"] == STOP and out["start_step"] == 5
+
+
+def test_stop_under_droop_does_not_drop_the_droop() -> None:
+    r = Rig(load_w=400e3).to_grid()
+    r.inp["meter"]["f_hz"] = 49.5
+    before = r.step(300)["p_cmd_w"]
+    assert before > 25e3
+    r.inp["stop"] = 1
+    assert r.step()["p_cmd_w"] == pytest.approx(before, rel=0.02)
+
+
 def test_droop_is_not_counted_twice_when_the_meter_returns() -> None:
     r = Rig(load_w=400e3, droop_tr_s=5.0).to_grid()
     r.inp["meter"]["f_hz"] = 49.5
