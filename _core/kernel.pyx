@@ -296,6 +296,8 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
             enter(st, i, MODE_STANDBY)
     elif st.mode == MODE_STANDBY:
         start(i, s, st, w, o)
+        if st.bad_since_ns:
+            w.causes |= ALM_GRID_OUTSIDE        # shown, and waited for where a converter has to be started
         if st.start_step == START_DONE:
             go(i, s, st, w)
 
