@@ -615,7 +615,7 @@ cdef inline double reactive(const Inputs* i, const Site* s, State* st, const Wor
 # ---------------------------------------------------------------- 6. limits
 
 cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p, double before_w, double droop_w) noexcept nogil:
-    """Slew (from before_w, the last command without its droop), then contract < droop < breaker < SoC, temperature, PCS, BMS: each later one outranks those before it."""
+    """Slew (from before_w, the last command without droop), then contract < droop < breaker < SoC, temperature, PCS, BMS: later outranks."""
     if s.cmd_slew_w_per_s < INF:
         o.p_cmd_w = slew_from_zero(before_w, p, s.cmd_slew_w_per_s, w.dt_s)
         if o.p_cmd_w != p:
@@ -638,14 +638,16 @@ cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, O
 
 cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p) noexcept nogil:
     """What may leave: only finite numbers, only in a mode that commands, only to devices that are the ones compiled."""
+    cdef double kept
     if not finite(p):
         p = 0.0
         fault(st, i, ALM_INTERNAL)              # the way out is the way in: GRID takes load, mean and reference from what is measured
     if not finite(o.q_cmd_var):
         o.q_cmd_var = 0.0
         st.volt_var = 0.0
-    if st.mode == MODE_STANDBY and st.adopt and finite(i.pcs_ctl.wset_w):
-        p = clamp(i.pcs_ctl.wset_w, -w.cha_w, w.dis_w)  # a live converter keeps what it does until GRID takes it over
+    kept = i.pcs_ctl.wset_w if s.has_pcs_ctl else i.pcs.batt_p_w
+    if st.mode == MODE_STANDBY and st.adopt and finite(kept):
+        p = clamp(kept, -w.cha_w, w.dis_w)      # a live converter keeps what it does until GRID takes it over
     elif st.mode != MODE_GRID and st.mode != MODE_STOP:
         p = 0.0
         w.flags |= LIM_MODE

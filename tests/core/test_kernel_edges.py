@@ -307,3 +307,13 @@ def test_the_model_takes_a_full_queue_in_one_stride() -> None:
     r.stale.clear()
     r.step()
     assert r.kernel.get_state()["model_t_ns"] == r.inp["meter"]["g"]["t_ns"]
+
+
+def test_a_live_converter_without_a_readback_of_its_setpoint_is_adopted_at_its_power() -> None:
+    r = Rig(load_w=400e3, has_pcs_ctl=0)
+    r.running = True
+    r.p_w = r.target_w = 30e3
+    while r.step()["mode"] != GRID:
+        assert r.tick < 400
+        if r.out["gate"]:
+            assert r.out["p_cmd_w"] == pytest.approx(30e3, abs=1)
