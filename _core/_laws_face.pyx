@@ -1,6 +1,6 @@
 """The laws as Python sees them, one point at a time: for tests and for the twin. Arguments and units as in laws.pxd."""
 
-from _core cimport laws
+cimport _core.laws as laws
 
 
 def clamp(double x, double low, double high): return laws.clamp(x, low, high)

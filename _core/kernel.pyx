@@ -9,7 +9,9 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from _core.image cimport *
-from _core.laws cimport clamp, decay, droop, finite, lag, minus, q_room, shave, slew, slew_from_zero, taper, to_ns, volt_var
+from _core.laws cimport (
+    clamp, decay, droop, finite, lag, larger, minus, q_room, shave, slew, slew_from_zero, smaller, taper, to_ns, volt_var,
+)
 
 cdef double NAN = float("nan")
 cdef double INF = float("inf")
@@ -28,6 +30,7 @@ cdef double PROVED_S = 10.0             # GRID for so long counts as a clean GRI
 cdef int64_t HOUR_NS = 3600 * 1000000000
 cdef double RB_TIME_S = 1.0             # readback corrects the model's slow error with this time constant
 cdef double ALIGN_TIME_S = 10.0         # memory of the on-line alignment estimate
+cdef double AHEAD_S = 0.1               # a value may stand for an instant so far after the step
 cdef double SOC_TAPER = 0.01            # the last point of SoC before a limit
 
 
@@ -38,10 +41,13 @@ ctypedef struct Work:                   # what one step hands from stage to stag
     double cha_w
     uint64_t dis_why                    # which limit set them
     uint64_t cha_why
+    double sample_s                     # between the last two meter values
+    double share                        # of the power wanted that the ramp to 0 leaves: 1, less in STOP
     uint64_t flags
     int32_t fresh                       # a new meter value came since the last step
     int32_t meter_ok
     int32_t meter_gone
+    int32_t frozen
     int32_t bms_ok
     int32_t pcs_ok
     int32_t grid_ok
@@ -49,10 +55,12 @@ ctypedef struct Work:                   # what one step hands from stage to stag
 
 
 cdef inline double age_s(const Inputs* i, const Group* g) noexcept nogil:
-    """Age of a group at this step; inf when it never answered well."""
+    """Age of a group at this step; inf when it never answered well, or claims to be from the future (it would never grow old)."""
+    cdef double age
     if g.t_ns == 0 or g.quality != Q_GOOD:
         return INF
-    return <double>minus(i.step_t_ns, g.t_ns) * 1e-9
+    age = <double>minus(i.step_t_ns, g.t_ns) * 1e-9
+    return age if age >= -AHEAD_S else INF
 
 
 cdef inline double since_s(const Inputs* i, int64_t t_ns) noexcept nogil:
@@ -64,7 +72,7 @@ cdef inline double since_s(const Inputs* i, int64_t t_ns) noexcept nogil:
 cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexcept nogil:
     """Age and plausibility of every group; nothing stale or impossible passes as a measurement."""
     cdef const Meter* m = &i.meter
-    cdef double v, age
+    cdef double age, low, high
     cdef int k
     cdef double[6] now
     w.dt_s = clamp(since_s(i, st.last_t_ns), 0.0, 1.0) if st.last_t_ns else 0.0
@@ -72,34 +80,35 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
 
     age = age_s(i, &m.g)
     w.meter_ok = age <= s.meter_hold_s and finite(m.grid_p_w) and -8.0 * s.feeder_w <= m.grid_p_w <= 8.0 * s.feeder_w
-    w.meter_gone = age > s.meter_lost_s
     w.fresh = w.meter_ok and m.g.count != st.last_meter_count
     if w.fresh:
+        w.sample_s = clamp(<double>minus(m.g.t_ns, st.last_meter_t_ns) * 1e-9, 0.0, 1.0)
+        st.last_meter_t_ns = m.g.t_ns
         now[0] = m.grid_p_w; now[1] = m.q_var; now[2] = m.v1_v; now[3] = m.v2_v; now[4] = m.v3_v; now[5] = m.f_hz
         for k in range(6):
             if now[k] != st.last_meter[k] and (now[k] == now[k] or st.last_meter[k] == st.last_meter[k]):
                 st.frozen_since_ns = i.t_ns
             st.last_meter[k] = now[k]
         st.last_meter_count = m.g.count
+    # gone: nothing believable for too long, be it silence or nonsense; one bad answer is only not ok
+    w.meter_gone = st.last_meter_t_ns == 0 or <double>minus(i.step_t_ns, st.last_meter_t_ns) * 1e-9 > s.meter_lost_s
     if s.frozen_s > 0.0 and st.frozen_since_ns and since_s(i, st.frozen_since_ns) > s.frozen_s and m.g.count > 1:
         w.meter_ok = 0
         w.fresh = 0
         if since_s(i, st.frozen_since_ns) > s.frozen_s + s.meter_lost_s or st.mode == MODE_STANDBY:
             w.meter_gone = 1
+            w.frozen = 1
 
-    w.bms_ok = not s.has_bms or (age_s(i, &i.bms.g) <= s.bms_lost_s and finite(i.bms.soc) and -0.05 <= i.bms.soc <= 1.05
-                                 and (not s.has_bms_limits or age_s(i, &i.bms_lim.g) <= s.bms_lost_s))
-    w.pcs_ok = age_s(i, &i.pcs.g) <= s.pcs_lost_s and finite(i.pcs.batt_p_w)
+    w.bms_ok = ((not s.has_bms or (age_s(i, &i.bms.g) <= s.bms_lost_s and -0.05 <= i.bms.soc <= 1.05))
+                and (not s.has_bms_limits or age_s(i, &i.bms_lim.g) <= s.bms_lost_s))
+    w.pcs_ok = age_s(i, &i.pcs.g) <= s.pcs_lost_s and -8.0 * s.s_rated_va <= i.pcs.batt_p_w <= 8.0 * s.s_rated_va
 
     # The grid's window. No opinion without a fresh meter.
     if w.fresh:
-        v = m.v1_v
-        if m.v2_v < v:
-            v = m.v2_v
-        if m.v3_v < v:
-            v = m.v3_v
-        w.grid_ok = not (m.f_hz < s.f_min_hz or m.f_hz > s.f_max_hz or v < s.v_min_pu * s.v_nom_v
-                         or m.v1_v > s.v_max_pu * s.v_nom_v or m.v2_v > s.v_max_pu * s.v_nom_v or m.v3_v > s.v_max_pu * s.v_nom_v)
+        low = s.v_min_pu * s.v_nom_v
+        high = s.v_max_pu * s.v_nom_v
+        w.grid_ok = not (m.f_hz < s.f_min_hz or m.f_hz > s.f_max_hz or m.v1_v < low or m.v2_v < low or m.v3_v < low
+                         or m.v1_v > high or m.v2_v > high or m.v3_v > high)
         if w.grid_ok:
             st.bad_since_ns = 0
             if st.good_since_ns == 0:
@@ -110,6 +119,8 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
                 st.bad_since_ns = i.t_ns
     else:
         w.grid_ok = st.bad_since_ns == 0
+        if not w.meter_ok:
+            st.good_since_ns = 0                # nobody saw the grid: the enter-service delay begins again
 
 
 # ---------------------------------------------------------------- 1b. modes
@@ -137,7 +148,7 @@ cdef inline uint32_t causes(const Inputs* i, const Site* s, State* st, const Wor
     """Alarms whose cause stands now."""
     cdef uint32_t a = 0
     if w.meter_gone:
-        a |= ALM_METER_FROZEN if age_s(i, &i.meter.g) <= s.meter_lost_s else ALM_METER_LOST
+        a |= ALM_METER_FROZEN if w.frozen else ALM_METER_LOST
     if not w.pcs_ok:
         a |= ALM_PCS_LOST
     elif i.pcs.pcs_state == PCS_FAULTED:
@@ -157,9 +168,12 @@ cdef inline void start(const Inputs* i, const Site* s, State* st, const Work* w,
     """The start sequence, one condition a step; each step is left only by proof."""
     cdef bint live = i.pcs.pcs_state == PCS_RUNNING or i.pcs.pcs_state == PCS_THROTTLED
     cdef bint bms_closed = not s.has_bms or (w.bms_ok and i.bms.bms_state == BMS_CONNECTED)
+    cdef bint beat = finite(i.pcs_life.pcs_heartbeat) and i.pcs_life.pcs_heartbeat != st.last_hb
     cdef int before = st.start_step
     if not (w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) == 0):
         st.start_step = START_DEVICES
+    elif st.adopt and st.start_step > START_DEVICES and not live:
+        st.start_step = START_DEVICES           # it stopped by itself: nothing is left to adopt
     elif st.start_step == START_DEVICES:
         st.adopt = live and (not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0)
         st.start_step = START_REVERSION
@@ -176,19 +190,18 @@ cdef inline void start(const Inputs* i, const Site* s, State* st, const Work* w,
     elif st.start_step == START_HEARTBEAT:
         if not s.has_pcs_life:
             st.start_step = START_OPERATE
-        elif i.pcs_life.pcs_heartbeat != st.last_hb:
-            if st.hb_first_ns == 0 and i.pcs_life.g.count > 1:
-                st.hb_first_ns = i.t_ns
+        elif beat:
+            if (st.hb_first_ns == 0 or since_s(i, st.hb_t_ns) > HEARTBEAT_S) and i.pcs_life.g.count > 1:
+                st.hb_first_ns = i.t_ns         # it has to go on moving: a pause begins the wait again
             if st.hb_first_ns and (st.adopt or since_s(i, st.hb_first_ns) >= HEARTBEAT_S):
                 st.start_step = START_OPERATE
     elif st.start_step == START_OPERATE:
-        if not (s.enter_service_delay_s > 0.0 and not st.adopt and (st.good_since_ns == 0
-                or since_s(i, st.good_since_ns) < s.enter_service_delay_s)):
+        if st.adopt or (st.good_since_ns != 0 and since_s(i, st.good_since_ns) >= s.enter_service_delay_s):
             if live:
                 st.start_step = START_DONE
             else:
                 o.op_request = OP_START
-    if i.pcs_life.pcs_heartbeat != st.last_hb:
+    if beat:
         st.last_hb = i.pcs_life.pcs_heartbeat
         st.hb_t_ns = i.t_ns
     if st.start_step != before:
@@ -246,7 +259,8 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
         st.stop_s = clamp(abs_w(st.cmd_w) / s.ramp_down_w_per_s, 0.1, 55.0) if st.mode == MODE_GRID else 0.0
         enter(st, i, MODE_STOP)
     if st.mode == MODE_GRID or st.mode == MODE_ISLAND:
-        follows(i, s, st, w)
+        if st.mode == MODE_GRID:
+            follows(i, s, st, w)                # in ISLAND the converter answers to the load, not to us
         if st.mode == MODE_FAULT:
             pass
         elif now:
@@ -282,12 +296,25 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
             enter(st, i, MODE_STANDBY)
     elif st.mode == MODE_STANDBY:
         start(i, s, st, w, o)
+        if st.bad_since_ns:
+            w.causes |= ALM_GRID_OUTSIDE        # shown, and waited for where a converter has to be started
         if st.start_step == START_DONE:
             go(i, s, st, w)
 
 
 cdef inline double abs_w(double x) noexcept nogil:
     return -x if x < 0.0 else x
+
+
+cdef inline double others_w(const Inputs* i, const Site* s) noexcept nogil:
+    """PV and genset at the PCC, as far as they are measured and possible: a sum beyond reason would swallow the meter's own digits."""
+    cdef double p = 0.0, most = 8.0 * s.feeder_w
+    if s.has_others:
+        if -most <= i.others.pv_p_w <= most:
+            p += i.others.pv_p_w
+        if -most <= i.others.gen_p_w <= most:
+            p += i.others.gen_p_w
+    return p
 
 
 cdef inline void go(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
@@ -299,7 +326,7 @@ cdef inline void go(const Inputs* i, const Site* s, State* st, const Work* w) no
     st.q_len = 0
     st.rb_err_w = 0.0
     st.cmd_w = i.pcs.batt_p_w
-    st.load_w = i.meter.grid_p_w + i.pcs.batt_p_w
+    st.load_w = i.meter.grid_p_w + i.pcs.batt_p_w + others_w(i, s)
     st.mean_w = st.load_w
     st.ref_w = i.meter.grid_p_w
     st.horizon_s = s.mean_min_s
@@ -311,7 +338,7 @@ cdef inline void model_advance(const Site* s, State* st, int64_t t_ns) noexcept 
     """The PCS model, driven by our own commands, forward to t_ns; never backward."""
     cdef int64_t until
     cdef uint32_t guard = 0
-    while st.model_t_ns < t_ns and guard <= MODEL_QUEUE:
+    while st.model_t_ns < t_ns and guard <= 2 * MODEL_QUEUE:    # each queued command takes a turn to reach and one to take
         until = t_ns
         if st.q_len and st.q_t_ns[st.q_head] <= st.model_t_ns:
             st.model_target_w = st.q_w[st.q_head]
@@ -358,20 +385,15 @@ cdef inline void align(const Inputs* i, const Site* s, State* st, const Work* w)
 
 cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
     """Load at the meter's sampling instant: what grid and battery carried together then."""
-    cdef double load, t_f, others = 0.0
+    cdef double load, t_f, others = others_w(i, s)
     align(i, s, st, w)
-    if s.has_others:
-        if finite(i.others.pv_p_w):
-            others += i.others.pv_p_w
-        if finite(i.others.gen_p_w):
-            others += i.others.gen_p_w
     if w.fresh:
         model_advance(s, st, i.meter.g.t_ns)
         load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others
         t_f = abs_w(st.align_s)
         if t_f > s.align_full_s:
             t_f = 2.0 * t_f if t_f > 0.01 else 0.02
-            st.load_w += (load - st.load_w) * w.dt_s / (t_f + w.dt_s)
+            st.load_w += (load - st.load_w) * w.sample_s / (t_f + w.sample_s)
             o.filter_s = t_f
             w.flags |= LIM_FILTER
         else:
@@ -401,13 +423,15 @@ cdef inline void device_limits(const Inputs* i, const Limits* lim, const Site* s
     w.cha_why = 0
     less(&w.dis_w, &w.dis_why, s.pcs_p_max_w, LIM_PCS_S)
     less(&w.cha_w, &w.cha_why, s.pcs_p_max_w, LIM_PCS_S)
+    less(&w.dis_w, &w.dis_why, s.s_rated_va, LIM_PCS_S)
+    less(&w.cha_w, &w.cha_why, s.s_rated_va, LIM_PCS_S)
     less(&w.dis_w, &w.dis_why, lim.p_discharge_max_w, LIM_SITE_P)
     less(&w.cha_w, &w.cha_why, lim.p_charge_max_w, LIM_SITE_P)
+    if not w.bms_ok:
+        less(&w.dis_w, &w.dis_why, 0.0, LIM_BMS_STALE)
+        less(&w.cha_w, &w.cha_why, 0.0, LIM_BMS_STALE)
+        return
     if s.has_bms:
-        if not w.bms_ok:
-            less(&w.dis_w, &w.dis_why, 0.0, LIM_BMS_STALE)
-            less(&w.cha_w, &w.cha_why, 0.0, LIM_BMS_STALE)
-            return
         less(&w.dis_w, &w.dis_why, s.pcs_p_max_w * taper(i.bms.soc - lim.soc_min, SOC_TAPER), LIM_SOC_MIN)
         less(&w.cha_w, &w.cha_why, s.pcs_p_max_w * taper(lim.soc_max - i.bms.soc, SOC_TAPER), LIM_SOC_MAX)
         if i.bms.bms_state != BMS_CONNECTED:
@@ -447,22 +471,31 @@ cdef inline double bounded(double p, double low, double high, uint64_t low_flag,
 
 # ---------------------------------------------------------------- 3. reference
 
-cdef inline double import_allowed(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w) noexcept nogil:
-    """Instantaneous limit, lowered where the billing window has already used more than its share; in [0, limit]."""
-    cdef double elapsed, left, allowed = lim.import_limit_w
-    if not s.billing_window_s > 0.0 or not finite(i.billing_phase_s):
-        return allowed
+cdef inline void bill(const Inputs* i, const Limits* lim, const Site* s, State* st, const Work* w) noexcept nogil:
+    """Energy the billing window has used: in every mode, because the meter of the utility counts in every mode."""
+    cdef double elapsed
+    if not s.billing_window_s > 0.0 or not i.billing_phase_s >= 0.0:
+        return
     elapsed = clamp(i.billing_phase_s, 0.0, s.billing_window_s)
     if elapsed < st.billing_phase_s or st.billing_phase_s < 0.0:
         # a new window; at the very start of control its past is unknown and counts as used in full
         st.billing_wh = lim.import_limit_w * elapsed / 3600.0
-    elif w.meter_ok and st.last_grid_w > 0.0:
-        st.billing_wh += st.last_grid_w * w.dt_s / 3600.0
+    elif not w.meter_ok:
+        st.billing_wh += lim.import_limit_w * (elapsed - st.billing_phase_s) / 3600.0      # unknown counts as used in full here too
+    elif st.last_grid_w > 0.0:
+        st.billing_wh += st.last_grid_w * (elapsed - st.billing_phase_s) / 3600.0
     st.billing_phase_s = elapsed
-    left = s.billing_window_s - elapsed
+
+
+cdef inline double import_allowed(const Inputs* i, const Limits* lim, const Site* s, const State* st) noexcept nogil:
+    """Instantaneous limit, lowered where the billing window has already used more than its share; in [0, limit]."""
+    cdef double left, over
+    if not s.billing_window_s > 0.0 or not i.billing_phase_s >= 0.0:
+        return lim.import_limit_w
+    left = s.billing_window_s - st.billing_phase_s
+    over = clamp(st.billing_wh * 3600.0 - lim.import_limit_w * st.billing_phase_s, 0.0, INF)
     # what was used beyond the share of the elapsed time is given back over what is left, and never faster than over a minute
-    allowed -= clamp(st.billing_wh * 3600.0 - lim.import_limit_w * elapsed, 0.0, INF) / (left if left > 60.0 else 60.0)
-    return clamp(allowed, 0.0, lim.import_limit_w)
+    return clamp(lim.import_limit_w - over / (left if left > 60.0 else 60.0), 0.0, lim.import_limit_w)
 
 
 cdef inline void slow_mean(const Inputs* i, const Limits* lim, const Site* s, State* st, const Work* w) noexcept nogil:
@@ -479,7 +512,7 @@ cdef inline void reference(const Inputs* i, const Limits* lim, const Site* s, St
     """Reference of grid import: mean + base + SoC term, between the limits, no faster than the ramp, never beyond what the battery can hold."""
     cdef double target, bound, before, allowed, others = st.load_w - w.net_w
     slow_mean(i, lim, s, st, w)
-    allowed = import_allowed(i, lim, s, st, w)
+    allowed = import_allowed(i, lim, s, st)
     target = st.mean_w - others + base_w
     if s.has_bms and w.bms_ok:
         # no faster than a quarter of rating: a full battery is no reason to stop importing
@@ -514,13 +547,20 @@ cdef inline int choose(const Inputs* i) noexcept nogil:
 
 
 cdef inline double battery(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
-    """Battery power wanted: load minus reference, or what a setpoint holds."""
-    cdef double p, base_w = 0.0, k
+    """Battery power wanted: load minus reference, or what a setpoint holds; in STOP the share of it that is left."""
+    cdef double p, base_w = 0.0
+    cdef bint hold
     o.slot = choose(i)
     if o.slot >= 0:
         o.slot_id = i.slot[o.slot].id
         if i.slot[o.slot].kind == SP_BASE:
             base_w = i.slot[o.slot].value_w
+    hold = o.slot >= 0 and i.slot[o.slot].kind == SP_HOLD
+    w.share = 1.0
+    if st.mode == MODE_STOP:
+        w.share = clamp(1.0 - since_s(i, st.stop_since_ns) / st.stop_s, 0.0, 1.0) if st.stop_s > 0.0 and i.stop < 2 else 0.0
+        if w.share == 0.0:
+            return 0.0
     if not w.meter_ok:
         # nothing to follow: toward 0 over two seconds at the most, and back in from measured power
         w.flags |= LIM_METER_STALE
@@ -528,19 +568,22 @@ cdef inline double battery(const Inputs* i, const Limits* lim, const Site* s, St
         return slew(st.cmd_w, 0.0, s.s_rated_va / 2.0, s.s_rated_va / 2.0, w.dt_s)
     if st.stale:
         st.stale = 0
-        st.ref_w = w.net_w - st.cmd_w
-    if o.slot >= 0 and i.slot[o.slot].kind == SP_HOLD:
+        st.ref_w = w.net_w - (st.cmd_w - st.droop_w)     # droop comes on top of it
+    if hold and st.mode != MODE_STOP:
         w.flags |= LIM_HOLD
         slow_mean(i, lim, s, st, w)
         p = slew_from_zero(st.cmd_w - st.droop_w, i.slot[o.slot].value_w, lim.ramp_up_w_per_s, w.dt_s)
         st.ref_w = w.net_w - p                  # what is left for the grid; following begins again from here
         o.target_w = st.ref_w
-    else:
+    elif st.mode != MODE_STOP:
         reference(i, lim, s, st, w, o, base_w)
         p = shave(w.net_w, st.ref_w)
-    if st.mode == MODE_STOP:
-        k = 1.0 - since_s(i, st.stop_since_ns) / st.stop_s if st.stop_s > 0.0 and i.stop < 2 else 0.0
-        p *= clamp(k, 0.0, 1.0)
+    else:
+        o.target_w = st.ref_w                   # it stands still: the falling share alone moves the grid, at the ramp
+        p = shave(w.net_w, st.ref_w)
+    p *= w.share
+    if hold and st.mode == MODE_STOP:
+        p = clamp(p, smaller(st.cmd_w, 0.0), larger(st.cmd_w, 0.0))     # who held the battery sees it only come down
     return p
 
 
@@ -571,10 +614,10 @@ cdef inline double reactive(const Inputs* i, const Site* s, State* st, const Wor
 
 # ---------------------------------------------------------------- 6. limits
 
-cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p, double droop_w) noexcept nogil:
-    """Slew, then contract < droop < breaker < SoC, temperature, PCS, BMS: each later one outranks those before it."""
+cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p, double before_w, double droop_w) noexcept nogil:
+    """Slew (from before_w, the last command without droop), then contract < droop < breaker < SoC, temperature, PCS, BMS: later outranks."""
     if s.cmd_slew_w_per_s < INF:
-        o.p_cmd_w = slew_from_zero(st.cmd_w, p, s.cmd_slew_w_per_s, w.dt_s)
+        o.p_cmd_w = slew_from_zero(before_w, p, s.cmd_slew_w_per_s, w.dt_s)
         if o.p_cmd_w != p:
             w.flags |= LIM_SLEW
         p = o.p_cmd_w
@@ -582,6 +625,11 @@ cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, O
         p = bounded(p, w.net_w - lim.import_limit_w, w.net_w + lim.export_limit_w, LIM_IMPORT, LIM_EXPORT, w)
         p += droop_w
         p = bounded(p, w.net_w - s.feeder_w, w.net_w + s.feeder_w, LIM_FEEDER, LIM_FEEDER, w)
+    elif w.meter_ok:
+        # on the way to 0 no limit may ask for power, each may still forbid it
+        p = bounded(p, smaller(w.net_w - lim.import_limit_w, 0.0), larger(w.net_w + lim.export_limit_w, 0.0), LIM_IMPORT, LIM_EXPORT, w)
+        p += droop_w * w.share
+        p = bounded(p, smaller(w.net_w - s.feeder_w, 0.0), larger(w.net_w + s.feeder_w, 0.0), LIM_FEEDER, LIM_FEEDER, w)
     p = bounded(p, -w.cha_w, w.dis_w, w.cha_why, w.dis_why, w)
     return p
 
@@ -590,16 +638,21 @@ cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, O
 
 cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p) noexcept nogil:
     """What may leave: only finite numbers, only in a mode that commands, only to devices that are the ones compiled."""
+    cdef double kept
     if not finite(p):
-        st.alarms |= ALM_INTERNAL
         p = 0.0
-    if st.mode == MODE_STANDBY and st.adopt and finite(i.pcs_ctl.wset_w):
-        p = clamp(i.pcs_ctl.wset_w, -w.cha_w, w.dis_w)  # a live converter keeps what it does until GRID takes it over
+        fault(st, i, ALM_INTERNAL)              # the way out is the way in: GRID takes load, mean and reference from what is measured
+    if not finite(o.q_cmd_var):
+        o.q_cmd_var = 0.0
+        st.volt_var = 0.0
+    kept = i.pcs_ctl.wset_w if s.has_pcs_ctl else i.pcs.batt_p_w
+    if st.mode == MODE_STANDBY and st.adopt and finite(kept):
+        p = clamp(kept, -w.cha_w, w.dis_w)      # a live converter keeps what it does until GRID takes it over
     elif st.mode != MODE_GRID and st.mode != MODE_STOP:
         p = 0.0
         w.flags |= LIM_MODE
     o.gate = i.verified == 1 and (st.mode != MODE_STANDBY or st.start_step >= START_BMS)
-    if st.mode == MODE_STOP and p == 0.0 and (i.stop >= 2 or since_s(i, st.stop_since_ns) >= st.stop_s):
+    if st.mode == MODE_STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE              # the engine may leave once the command has gone out
         o.op_request = OP_STOP
     o.p_cmd_w = p
@@ -626,7 +679,7 @@ cdef void reset(State* st, const Site* s) noexcept nogil:
 cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, Outputs* o) noexcept nogil:
     """One tick. Read it top to bottom: this is the order of control."""
     cdef Work w
-    cdef double p = 0.0, extra = 0.0
+    cdef double p = 0.0, extra = 0.0, before
     memset(&w, 0, sizeof(Work))
     memset(o, 0, sizeof(Outputs))
     o.slot = -1
@@ -634,10 +687,12 @@ cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, O
     device_limits(inp, lim, s, &w)
     modes(inp, s, st, &w, o)                                #    and which mode follows from it
     reconstruct(inp, s, st, &w, o)                          # 2. the load, at the meter's instant
+    bill(inp, lim, s, st, &w)
     if st.mode == MODE_GRID or st.mode == MODE_STOP:
+        before = st.cmd_w - st.droop_w if w.meter_ok else st.cmd_w
         p = battery(inp, lim, s, st, &w, o)                 # 3., 4. reference of grid import; the battery carries the rest
         extra = frequency(inp, s, st, &w)                   # 5. droop bypasses the ramp
-        p = limit(lim, s, st, &w, o, p, extra)              # 6. contract, breaker, SoC, temperature, PCS, BMS
+        p = limit(lim, s, st, &w, o, p, before, extra)              # 6. contract, breaker, SoC, temperature, PCS, BMS
     else:
         st.droop_w = 0.0
         st.ref_w = st.last_grid_w                           # outside GRID the reference follows the measured grid

@@ -17,6 +17,14 @@ cdef inline double clamp(double x, double low, double high) noexcept nogil:
     return x
 
 
+cdef inline double smaller(double a, double b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline double larger(double a, double b) noexcept nogil:
+    return a if a > b else b
+
+
 cdef inline int64_t minus(int64_t a, int64_t b) noexcept nogil:
     """a - b held within int64: a timestamp from nowhere makes a long time, never a wrapped one (signed overflow is undefined in C)."""
     if b > 0 and a < INT64_MIN + b:
@@ -45,7 +53,7 @@ cdef inline double slew(double x, double target, double up_per_s, double down_pe
 cdef inline double slew_from_zero(double x, double target, double rate_per_s, double dt_s) noexcept nogil:
     """Like slew, but a reduction toward zero is immediate: what makes power smaller is never delayed."""
     if (x > 0.0 and target < x) or (x < 0.0 and target > x):
-        x = target if x * target > 0.0 else 0.0
+        x = target if (x > 0.0) == (target > 0.0) else 0.0
     return slew(x, target, rate_per_s, rate_per_s, dt_s)
 
 

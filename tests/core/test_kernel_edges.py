@@ -1,0 +1,319 @@
+"""The kernel where it is easily wrong: each test is one scenario that once went wrong, or nearly."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from bench.rig import TICK_NS, Rig
+from tests.core.test_kernel import FAULT, GRID, STANDBY, STOP, TRIP, active, alarms
+
+ISLAND = 3
+FOREVER = 1 << 62
+
+
+def billed(r: Rig) -> float:
+    return r.kernel.get_state()["billing_wh"]
+
+
+def test_a_mode_field_that_is_not_a_number_is_no_island() -> None:
+    for value in (math.nan, math.inf, -1.0, 1e300):
+        r = Rig().to_grid()
+        r.inp["pcs"]["pcs_der_mode"] = value
+        r.inp["meter"]["f_hz"] = 47.0
+        assert r.step(12)["mode"] == TRIP
+
+
+def test_a_timestamp_from_the_end_of_time_is_not_fresh() -> None:
+    r = Rig().to_grid()
+    r.stale.add("meter")
+    r.inp["meter"]["g"]["t_ns"] = -(1 << 63)
+    assert "meter_stale" in active(r.step())
+
+
+def test_an_island_lasts_while_the_converter_carries_the_load() -> None:
+    r = Rig(load_w=100e3).to_grid()
+    r.step(100)
+    r.inp["pcs"]["pcs_der_mode"] = 2.0
+    r.inp["meter"]["f_hz"] = 40.0
+    assert r.step(12)["mode"] == ISLAND
+    r.follow = False
+    r.target_w = 100e3  # grid forming: the load decides
+    assert r.step(500)["mode"] == ISLAND
+    assert r.out["p_cmd_w"] == 0.0
+
+
+def test_undervoltage_is_seen_beside_a_phase_that_is_not_measured() -> None:
+    r = Rig().to_grid()
+    r.inp["meter"].update(v1_v=math.nan, v2_v=100.0)
+    assert r.step(12)["mode"] == TRIP
+
+
+def test_the_enter_service_delay_begins_again_when_nobody_saw_the_grid() -> None:
+    r = Rig(enter_service_delay_s=20.0)
+    assert r.step(2100)["mode"] == GRID
+    r.step(1200)
+    r.stale.add("meter")
+    assert r.step(600)["mode"] == FAULT
+    r.stale.clear()
+    back = r.tick
+    while r.step()["mode"] != GRID:
+        assert r.tick - back < 3000
+    assert r.tick - back > 2000
+
+
+def test_a_converter_is_not_started_on_a_grid_outside_its_window() -> None:
+    r = Rig()
+    r.inp["meter"]["f_hz"] = 47.0
+    for _ in range(600):
+        out = r.step()
+        assert out["mode"] == STANDBY and out["op_request"] == 0
+    assert "grid_outside" in alarms(out)
+    r.inp["meter"]["f_hz"] = 50.0
+    assert r.step(10)["mode"] == GRID
+
+
+def test_a_live_converter_that_stops_during_adoption_starts_cold() -> None:
+    r = Rig(enter_service_delay_s=30.0)
+    r.running = True
+    r.inp["pcs_ctl"].update(wset_ena=1.0, wset_w=0.0)
+    r.step(5)
+    assert r.out["mode"] == STANDBY and r.kernel.get_state()["adopt"] == 1
+    r.running = False
+    r.step(20)
+    assert r.kernel.get_state()["adopt"] == 0
+    assert r.step(2900)["mode"] == STANDBY
+    assert r.step(200)["mode"] == GRID
+
+
+@pytest.mark.parametrize("value", [math.nan, 2.0**60, math.inf])
+def test_a_heartbeat_that_does_not_move_starts_nothing(value: float) -> None:
+    r = Rig()
+    for _ in range(1000):
+        r.inp["pcs_life"]["pcs_heartbeat"] = value
+        assert r.step()["mode"] == STANDBY
+
+
+def test_a_heartbeat_that_pauses_begins_its_three_seconds_again() -> None:
+    r = Rig()
+    r.step(250)
+    r.inp["pcs_life"]["pcs_heartbeat"] = 2.0**60  # one more does not change it
+    r.step(450)
+    assert r.out["mode"] == STANDBY
+    r.inp["pcs_life"]["pcs_heartbeat"] = 4.0
+    assert r.step(50)["mode"] == STANDBY
+
+
+def test_the_bill_runs_in_every_mode_and_over_a_lost_meter() -> None:
+    r = Rig(billing_window_s=900.0, load_w=360e3)
+
+    def run(n: int) -> None:
+        for _ in range(n):
+            r.inp["billing_phase_s"] = 100.0 + (r.tick + 1) * 0.01
+            r.step()
+
+    while r.out.get("mode") != GRID:
+        run(1)
+    run(100)
+    start = billed(r)
+    r.inp["slot"][0].update(kind=1, value_w=0.0, lease_until_ns=FOREVER)
+    run(1000)  # 10 s at 360 kW are 1 kWh, held or not
+    assert billed(r) - start == pytest.approx(1000.0, rel=0.01)
+    r.inp["slot"][0]["kind"] = 0
+    start = billed(r)
+    r.stale.add("meter")
+    run(1000)  # nobody saw: counts as used in full
+    assert r.out["mode"] == FAULT
+    assert billed(r) - start == pytest.approx(445e3 / 360, rel=0.02)
+
+
+def test_a_billing_phase_below_zero_is_no_window() -> None:
+    r = Rig(billing_window_s=900.0, load_w=440e3)
+    r.inp["billing_phase_s"] = -1.0
+    r.to_grid()
+    assert r.step(6000)["target_w"] == pytest.approx(440e3, rel=1e-3)
+    assert "billing" not in active(r.out)
+
+
+def test_sources_beside_the_battery_count_in_the_mean_from_the_first_tick() -> None:
+    r = Rig(has_others=1, load_w=300e3)
+    r.inp["others"].update(pv_p_w=100e3, gen_p_w=20e3)
+    r.to_grid()
+    assert r.out["load_w"] == r.out["mean_w"] == pytest.approx(420e3)
+    assert r.step(500)["ref_w"] == pytest.approx(300e3, abs=100)
+
+
+def test_a_source_of_impossible_size_is_left_out() -> None:
+    r = Rig(has_others=1).to_grid()
+    r.step(100)
+    r.inp["others"]["pv_p_w"] = 3e38
+    out = r.step(5)
+    assert out["load_w"] == pytest.approx(400e3, rel=1e-3) and abs(out["p_cmd_w"]) < 1e3
+
+
+def test_stop_out_of_a_hold_comes_down_at_the_ramp_and_never_up() -> None:
+    r = Rig(load_w=300e3).to_grid()
+    r.inp["slot"][0].update(kind=1, value_w=50e3, lease_until_ns=FOREVER)
+    r.step(3000)
+    assert r.out["p_cmd_w"] == 50e3
+    r.inp["stop"] = 1
+    last = 50e3
+    for _ in range(2499):
+        p = r.step()["p_cmd_w"]
+        assert last - 20.001 <= p <= last
+        last = p
+    assert r.step(2)["start_step"] == 5
+
+
+def test_stop_keeps_an_export_limit_that_falls() -> None:
+    r = Rig(load_w=50e3, export_limit_w=100e3)
+    r.lim["export_limit_w"] = 100e3
+    r.to_grid()
+    r.inp["slot"][0].update(kind=1, value_w=120e3, lease_until_ns=FOREVER)
+    r.step(6100)
+    assert r.out["p_cmd_w"] == 120e3
+    r.inp["stop"] = 1
+    r.step(10)
+    r.lim["export_limit_w"] = 0.0
+    out = r.step()
+    assert out["p_cmd_w"] == pytest.approx(50e3, rel=1e-6) and "export" in active(out)
+
+
+def test_a_second_sigterm_is_zero_now_without_a_meter_too() -> None:
+    r = Rig().to_grid()
+    r.step(5, load_w=440e3)
+    r.stale.add("meter")
+    r.inp["stop"] = 1
+    assert r.step(20)["p_cmd_w"] > 0.0
+    r.inp["stop"] = 2
+    out = r.step()
+    assert out["p_cmd_w"] == 0.0 and out["mode"] == STOP and out["start_step"] == 5
+
+
+def test_stop_under_droop_does_not_drop_the_droop() -> None:
+    r = Rig(load_w=400e3).to_grid()
+    r.inp["meter"]["f_hz"] = 49.5
+    before = r.step(300)["p_cmd_w"]
+    assert before > 25e3
+    r.inp["stop"] = 1
+    assert r.step()["p_cmd_w"] == pytest.approx(before, rel=0.02)
+
+
+def test_droop_is_not_counted_twice_when_the_meter_returns() -> None:
+    r = Rig(load_w=400e3, droop_tr_s=5.0).to_grid()
+    r.inp["meter"]["f_hz"] = 49.5
+    r.step(1500)
+    r.stale.add("meter")
+    before = r.step(20)["p_cmd_w"]
+    r.stale.clear()
+    assert r.step()["p_cmd_w"] == pytest.approx(before, abs=1500.0)
+
+
+def test_command_slew_follows_while_droop_stands_the_other_way() -> None:
+    r = Rig(load_w=400e3, cmd_slew_w_per_s=100e3).to_grid()
+    r.inp["meter"]["f_hz"] = 50.5
+    r.step(300)
+    droop = r.out["droop_w"]
+    assert droop < -25e3
+    out = r.step(30, load_w=420e3)
+    assert out["p_cmd_w"] - droop == pytest.approx(20e3, abs=1e3)
+
+
+def test_one_bad_answer_of_the_meter_is_no_fault_and_nonsense_for_long_is() -> None:
+    r = Rig().to_grid()
+    r.inp["meter"]["g"]["quality"] = 2
+    assert r.step()["mode"] == GRID
+    r.inp["meter"]["g"]["quality"] = 1
+    r.step(10)
+    r.stale.add("meter")
+    r.inp["meter"]["grid_p_w"] = math.nan
+    for k in range(600):
+        r.inp["meter"]["g"].update(t_ns=(r.tick + 1) * TICK_NS, count=10_000 + k)
+        r.step()
+    assert r.out["mode"] == FAULT and alarms(r.out) == {"meter_lost"}
+
+
+def test_a_value_from_the_future_is_not_believed() -> None:
+    r = Rig().to_grid()
+    r.stale.add("meter")
+    r.inp["meter"]["g"].update(t_ns=r.tick * TICK_NS + 3600 * 10**9, count=1_000_000)
+    assert "meter_stale" in active(r.step())
+    assert r.kernel.get_state()["model_t_ns"] < (r.tick + 1) * TICK_NS
+
+
+def test_stale_limits_of_a_battery_that_gives_nothing_else_allow_nothing() -> None:
+    r = Rig(has_bms=0, has_bms_temp=0).to_grid()
+    r.step(5, load_w=440e3)
+    r.stale.add("bms_lim")
+    out = r.step(400)
+    assert out["p_max_w"] == 0.0 and out["mode"] == FAULT and "bms_lost" in alarms(out)
+
+
+def test_an_impossible_readback_is_no_power() -> None:
+    r = Rig().to_grid()
+    r.stale.add("pcs")
+    r.inp["pcs"]["g"].update(t_ns=r.tick * TICK_NS + 5_000_000, count=1_000_000)
+    r.inp["pcs"]["batt_p_w"] = 1e308
+    out = r.step()
+    assert out["mode"] == FAULT and "pcs_lost" in alarms(out)
+    assert abs(r.kernel.get_state()["rb_err_w"]) < 1e3
+
+
+def test_the_load_filter_keeps_its_time_with_a_slow_meter() -> None:
+    r = Rig(load_w=400e3).to_grid()
+    r.step(200)
+    st = r.kernel.get_state()
+    st["align_s"] = 0.025  # T_f 50 ms
+    r.kernel.set_state(st)
+    r.load_w = 420e3
+    r.stale.add("meter")
+    r.step(4)
+    r.stale.clear()
+    out = r.step()
+    assert out["filter_s"] == 0.05
+    assert out["load_w"] == pytest.approx(410e3, rel=2e-3)  # 50 ms since the last value: half of the step
+
+
+def test_apparent_power_bounds_power_even_where_the_site_says_more() -> None:
+    r = Rig(pcs_p_max_w=400e3).to_grid()
+    assert r.step()["p_max_w"] <= 250e3
+    r = Rig(q_max_var=100e3, volt_full_pu=0.02).to_grid()  # full at the edge of the deadband: 0 / 0 inside
+    assert r.step(3)["q_cmd_var"] == 0.0
+
+
+def test_what_is_not_finite_inside_is_a_fault_and_not_a_silent_zero() -> None:
+    r = Rig(load_w=400e3).to_grid()
+    r.step(1100)
+    st = r.kernel.get_state()
+    st["mean_w"] = math.nan
+    r.kernel.set_state(st)
+    out = r.step()
+    assert out["p_cmd_w"] == 0.0 and out["mode"] == FAULT and alarms(out) == {"internal"}
+    while r.step()["mode"] != GRID:
+        assert r.tick < 4000
+    assert math.isfinite(r.out["mean_w"])
+
+
+def test_the_model_takes_a_full_queue_in_one_stride() -> None:
+    r = Rig(pcs_dead_s=0.6).to_grid()
+    r.step(100)
+    r.stale |= {"meter", "pcs"}
+    r.step(4)
+    st = r.kernel.get_state()
+    st.update(q_head=0, q_len=64, q_t_ns=[r.tick * TICK_NS + k * 1000 for k in range(64)], q_w=[float(k) for k in range(64)])
+    st["model_t_ns"] = r.tick * TICK_NS
+    r.kernel.set_state(st)
+    r.stale.clear()
+    r.step()
+    assert r.kernel.get_state()["model_t_ns"] == r.inp["meter"]["g"]["t_ns"]
+
+
+def test_a_live_converter_without_a_readback_of_its_setpoint_is_adopted_at_its_power() -> None:
+    r = Rig(load_w=400e3, has_pcs_ctl=0)
+    r.running = True
+    r.p_w = r.target_w = 30e3
+    while r.step()["mode"] != GRID:
+        assert r.tick < 400
+        if r.out["gate"]:
+            assert r.out["p_cmd_w"] == pytest.approx(30e3, abs=1)
