@@ -361,7 +361,7 @@ def _pcs_life(c: _Compiler, m: Model) -> None:
     c.read(m, "DERHb", "pcs_heartbeat", SECOND)
     c.block(m, 2, 6, SECOND)
     c.write(HEARTBEAT, c.register(m, "ControllerHb", source="heartbeat", wrap=True))
-    for purpose, value in ((OP_START, 1.0), (OP_EXIT_STANDBY, 3.0), (OP_STOP, 0.0)):
+    for purpose, value in ((OP_START, 1.0), (OP_EXIT_STANDBY, 3.0), (OP_STOP, 2.0)):
         c.write(purpose, c.register(m, "OpCtl", const=value))
     c.write(ALARM_RESET, c.register(m, "AlarmReset", const=1.0))
 

@@ -128,7 +128,7 @@ def _fixed() -> list[Param]:
         Param("grid.f_hz", 50, 40, 70, "Hz", "grid frequency"),
         Param("grid.v_ln_v", 230, 0, 400, "V", "line to neutral voltage"),
         Param("grid.connected", 1, 0, 1, "", "0: outage; grid power 0, a grid-following PCS stops"),
-        Param("grid.f_sine_hz", 0, 0, 5, "Hz", "amplitude of a sine on the frequency"),
+        Param("grid.f_sine_hz", 0.01, 0, 5, "Hz", "amplitude of a sine on the frequency: no mains stands still to the last bit"),
         Param("grid.f_sine_period_s", 60, 0.1, 1e4, "s", "its period"),
         Param("load.scale", 1, 0, 100, "1", "factor on the load"),
         Param("load.extra_w", 0, -1e7, 1e7, "W", "added to the load"),

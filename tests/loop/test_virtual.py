@@ -71,6 +71,7 @@ def test_charge_limit_zero_in_mid_flight_is_zero_in_the_frame_after_the_bms_has_
     # the answer that carried the limit, and the command of the same tick's step
     raw, _ = s.image.drain(0)
     r = np.frombuffer(raw, im.record_dtype())
+    r = r[r["inp"]["t_ns"] > t0]
     said = r[(r["inp"]["bms_lim"]["batt_i_charge_max_a"] == 0.0) | (r["inp"]["bms_lim"]["batt_p_charge_max_w"] == 0.0)][0]
     assert said["out"]["p_cmd_w"] == 0.0
     assert (said["inp"]["step_t_ns"] - t0) * 1e-9 < 0.25  # the BMS is read in turns
