@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hal.plan import FREE, HYPER_TICKS, NONE, Plan
+from hal.plantypes import FREE, HYPER_TICKS, NONE, Plan
 from hal.wiretime import SETTLE
 
 
@@ -12,7 +12,8 @@ def render(plan: Plan) -> str:
     for table in plan.tables:
         line = table.spec.line
         lines.append(
-            f"bus {table.spec.name}: {table.spec.baud} 8{table.spec.parity}{table.spec.stop_bits}, character {line.bits} bit = "
+            f"bus {table.spec.name}: {table.spec.baud} 8{table.spec.parity}{table.spec.stop_bits}, character "
+            f"{line.bits} bit = "
             f"{line.char_ms:.4f} ms, t3.5 = {line.t35_ms:.3f} ms"
         )
         lines.append(f"  {'start':>8} {'sent':>8} {'answered':>8}  ms after the tick")
@@ -26,7 +27,8 @@ def render(plan: Plan) -> str:
         free = sum(i == FREE for i in table.slots)
         none = sum(i == NONE for i in table.slots)
         lines.append(
-            f"    after-slots in {HYPER_TICKS} ticks: {used} planned, {free} free, {none} without; over by {table.limit_ms:.3f} ms"
+            f"    after-slots in {HYPER_TICKS} ticks: {used} planned, {free} free, {none} without; over by "
+            f"{table.limit_ms:.3f} ms"
         )
     lines += _figures(plan)
     lines += [f"note: {n}" for n in plan.notes]

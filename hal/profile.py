@@ -1,8 +1,9 @@
-"""Profiles: a device as a data file (TOML). Loaded, validated with every error at once, compiled to the flat rows of hal/rows.py.
+"""Profiles: a device as a data file (TOML). Loaded, validated with every error at once, compiled to the flat rows of
+hal/rows.py.
 
-A profile has header keys (name, role, window_ms, update_ms, turnaround_ms, sample, max_registers, gap_registers), [defaults] for its
-rows, [[read]] rows (one signal each), [[write]] rows (one transaction each) and [[identity]] rows (registers that must equal a value).
-See hal/profiles/generic_pcs.toml for all of it in use.
+A profile has header keys (name, role, window_ms, update_ms, turnaround_ms, sample, max_registers, gap_registers),
+[defaults] for its rows, [[read]] rows (one signal each), [[write]] rows (one transaction each) and [[identity]] rows
+(registers that must equal a value). See hal/profiles/generic_pcs.toml for all of it in use.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class _Reader:
         self.problems.append(Problem(self.file, name, value, why, remedy))
 
     def get(self, key: str, default: Any, ok: Callable[[Any], bool], remedy: str) -> Any:
-        """The key's value, or `default` where it is absent or fails `ok` (noted). A default of ... makes the key mandatory."""
+        """The key's value, or `default` where it is absent or fails `ok` (noted). A default of ... makes the key
+        mandatory."""
         self.seen.add(key)
         if key not in self.table:
             if default is ...:
@@ -243,7 +245,8 @@ def _write_row(r: _Reader, role: str) -> Write | None:
         r.fault(
             "cyclic_write",
             cyclic,
-            f"{purpose} is written again and again; in flash, {FLASH_CYCLES} cycles would last {seconds / 60:.0f} minutes",
+            f"{purpose} is written again and again; in flash, {FLASH_CYCLES} cycles would last "
+            f"{seconds / 60:.0f} minutes",
             'cyclic_write = "ok" where the manual says that the register lives in RAM; otherwise another register',
         )
     encodes = []
@@ -372,7 +375,8 @@ def parse_profile(text: str, file: str = "<profile>") -> DeviceMap:
     if problems:
         raise ProfileError(problems)
     return DeviceMap(
-        name, role, tuple(fields), tuple(writes), tuple(verify), float(window), float(update), float(turnaround), sample,
+        name, role, tuple(fields), tuple(writes), tuple(verify), float(window), float(update), float(turnaround),
+        sample,
         max_registers, gap, info={"profile": file},
     )  # fmt: skip
 

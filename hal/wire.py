@@ -1,7 +1,8 @@
-"""Serial ports: opened raw, locked, and with an error that says what would do. Plus a blocking line for scans and probes.
+"""Serial ports: opened raw, locked, and with an error that says what would do. Plus a blocking line for scans and
+probes.
 
-Everything here may block and never runs on the control thread: a helper thread opens and hands over ready descriptors. Frames leave
-control with one write() by the engine's own send.
+Everything here may block and never runs on the control thread: a helper thread opens and hands over ready descriptors.
+Frames leave control with one write() by the engine's own send.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class PortError(OSError):
 
 
 class NoAnswer(OSError):
-    """A device did not answer, or not rightly. `result` is one of hal.modbus.RESULTS, `exception` the Modbus code (0: none)."""
+    """A device did not answer, or not rightly. `result` is one of hal.modbus.RESULTS, `exception` the Modbus code (0:
+    none)."""
 
     def __init__(self, text: str, result: str, exception: int = 0) -> None:
         super().__init__(errno.ETIMEDOUT if result == "timeout" else errno.EPROTO, text)
@@ -58,7 +60,8 @@ class NoAnswer(OSError):
 def open_port(port: str, baud: int, parity: str = "E", stop_bits: int = 1) -> int:
     """Open a tty raw, 8 data bits, non-blocking, locked against others. Returns its descriptor. Raises PortError.
 
-    VMIN=1, VTIME=0 with O_NONBLOCK: a read gives what is there. TIOCEXCL keeps other users out, flock other programs of root.
+    VMIN=1, VTIME=0 with O_NONBLOCK: a read gives what is there. TIOCEXCL keeps other users out, flock other programs
+    of root.
     """
     if baud not in BAUDS:
         raise PortError(
@@ -200,7 +203,8 @@ class BlockingLine:
     def transact(
         self, unit: int, fc: int, addr: int, count: int = 0, values: Sequence[int] = (), waddr: int = -1
     ) -> list[int]:
-        """One transaction; registers read (empty for plain writes). Raises NoAnswer, ValueError (no such request), OSError."""
+        """One transaction; registers read (empty for plain writes). Raises NoAnswer, ValueError (no such request),
+        OSError."""
         m = self.master
         self._until(m.ready_ns)
         frame = m.request(unit, fc, addr, count, values, waddr)

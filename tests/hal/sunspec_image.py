@@ -1,4 +1,5 @@
-"""Register images of SunSpec devices, laid by hand from the offsets of the published models: no decoder of hal's is used."""
+"""Register images of SunSpec devices, laid by hand from the offsets of the published models: no decoder of hal's is
+used."""
 
 from __future__ import annotations
 
@@ -53,8 +54,10 @@ def pcs(base: int = 40000, w_sf: int = 1, wset_sf: int = 0) -> tuple[dict[int, i
     where = {}
     where[701] = at = start(image, base)
     values = {
-        2: [2], 3: [1], 4: [3], 5: [1], 6: u32(0), 8: u32(1), 10: [sf(-1234)], 11: [1300], 12: [sf(-77)], 13: [990], 14: [180],
-        15: [4000], 16: [2309], 17: u32(49987), 113: [sf(-1)], 114: [sf(-1)], 115: [sf(-3)], 116: [sf(w_sf)], 117: [sf(-3)],
+        2: [2], 3: [1], 4: [3], 5: [1], 6: u32(0), 8: u32(1), 10: [sf(-1234)], 11: [1300], 12: [sf(-77)], 13: [990],
+        14: [180],
+        15: [4000], 16: [2309], 17: u32(49987), 113: [sf(-1)], 114: [sf(-1)], 115: [sf(-3)], 116: [sf(w_sf)],
+        117: [sf(-3)],
         118: [sf(1)], 119: [sf(1)],
     }  # fmt: skip
     where[702] = at = model(image, at, 701, 153, values)
@@ -83,10 +86,13 @@ def battery(base: int = 40000) -> tuple[dict[int, int], dict[int, int]]:
     where = {}
     where[802] = at = start(image, base, "Rack")
     values = {
-        2: [300], 3: [250], 4: [2500], 5: [2500], 11: [5050], 13: [990], 16: [4], 17: [0], 18: [17], 19: [0], 20: [0], 21: [4], 22: [3],
-        26: u32(1 << 2), 28: u32(0), 34: [8000], 35: [9000], 36: [7000], 37: [3400], 40: [3300], 43: [3350], 44: [sf(-125)],
+        2: [300], 3: [250], 4: [2500], 5: [2500], 11: [5050], 13: [990], 16: [4], 17: [0], 18: [17], 19: [0],
+        20: [0], 21: [4], 22: [3],
+        26: u32(1 << 2), 28: u32(0), 34: [8000], 35: [9000], 36: [7000], 37: [3400], 40: [3300], 43: [3350],
+        44: [sf(-125)],
         45: [300], 46: [310], 47: [sf(-100)], 50: [0], 51: [0],
-        52: [0], 53: [3], 54: [2], 56: [sf(-2)], 58: [sf(-1)], 59: [sf(-1)], 60: [sf(-3)], 61: [sf(-1)], 62: [0], 63: [3],
+        52: [0], 53: [3], 54: [2], 56: [sf(-2)], 58: [sf(-1)], 59: [sf(-1)], 60: [sf(-3)], 61: [sf(-1)], 62: [0],
+        63: [3],
     }  # fmt: skip
     where[803] = at = model(image, at, 802, 62, values)
     at = model(
@@ -102,7 +108,8 @@ def meter(base: int = 40000) -> tuple[dict[int, int], dict[int, int]]:
     at = start(image, base, "Meter")
     where = {203: at}
     values = {
-        6: [0], 8: [2301], 9: [2302], 10: [2303], 15: [sf(-1)], 16: [5001], 17: [sf(-2)], 18: [sf(-3210)], 22: [1], 28: [55], 32: [1],
+        6: [0], 8: [2301], 9: [2302], 10: [2303], 15: [sf(-1)], 16: [5001], 17: [sf(-2)], 18: [sf(-3210)], 22: [1],
+        28: [55], 32: [1],
     }  # fmt: skip
     at = model(image, at, 203, 105, values)
     end(image, at)

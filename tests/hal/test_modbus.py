@@ -5,10 +5,9 @@ from __future__ import annotations
 import struct
 
 import pytest
+from hal.modbus import RESULTS, PyRtuMaster, crc
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from hal.modbus import RESULTS, PyRtuMaster, crc
 
 MS = 1_000_000
 

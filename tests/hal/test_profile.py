@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from _core.image import OUTPUTS, SIGNALS
+
 from hal.profile import ProfileError, list_profiles, load_profile, parse_profile
 from hal.rows import ROLE_SIGNALS, SOURCES, pack, to_words
-
-from _core.image import OUTPUTS, SIGNALS
 
 HEAD = 'name = "x"\nrole = "meter"\n'
 ROW = '[[read]]\nsignal = "grid_p_w"\naddress = 0\ntype = "f32"\n'
