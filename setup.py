@@ -30,8 +30,9 @@ setup(
         nthreads=0,
         compiler_directives={
             "language_level": 3,
-            "boundscheck": CHECKED,
-            "wraparound": False,
+            # they cost nothing where it counts: the control thread indexes C pointers, these guard the Python faces
+            "boundscheck": True,
+            "wraparound": True,
             "initializedcheck": CHECKED,
             "cdivision": True,
             "embedsignature": True,

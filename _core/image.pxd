@@ -11,19 +11,19 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
-cdef enum:
+cpdef enum:
     MAX_BUSES = 8
     MAX_DEVICES = 32
     RING_TICKS = 6000           # 60 s of ticks
     HIST_BINS = 2048            # latency histograms: 1 us a bin, the last bin holds what is beyond
     SLOTS = 3                   # operator > schedule > planner
 
-cdef enum:                      # Group.quality
+cpdef enum:                      # Group.quality
     Q_NONE = 0                  # never answered
     Q_GOOD = 1
     Q_BAD = 2                   # answered, but a field that is needed was a sentinel, NaN or out of its range
 
-cdef enum:                      # Outputs.mode
+cpdef enum:                      # Outputs.mode
     MODE_FAULT = 0              # waits for a reset edge, or for the automatic one
     MODE_STANDBY = 1            # power 0; the start sequence runs here (Outputs.start_step)
     MODE_GRID = 2
@@ -32,7 +32,7 @@ cdef enum:                      # Outputs.mode
     MODE_TRIP = 5               # grid outside its window: power 0 until it has been good for the enter-service delay
     MODE_STOP = 6               # SIGTERM: ramps to 0, then STANDBY without a restart
 
-cdef enum:                      # Outputs.start_step
+cpdef enum:                      # Outputs.start_step
     START_DEVICES = 0           # identity and scale factors verified, every fast group fresh
     START_REVERSION = 1         # WSetRvrt, WSetEnaRvrt, WSetRvrtTms written and read back
     START_BMS = 2               # contactors closed, limits above 0
@@ -40,23 +40,23 @@ cdef enum:                      # Outputs.start_step
     START_OPERATE = 4           # operate asked, waiting for RUNNING
     START_DONE = 5
 
-cdef enum:                      # Setpoint.kind
+cpdef enum:                      # Setpoint.kind
     SP_NONE = 0
     SP_HOLD = 1                 # battery at value_w, whatever the load does
     SP_BASE = 2                 # value_w is added to the target of grid import
 
-cdef enum:                      # Setpoint slots, highest rank first
+cpdef enum:                      # Setpoint slots, highest rank first
     SLOT_OPERATOR = 0
     SLOT_SCHEDULE = 1
     SLOT_PLANNER = 2
 
-cdef enum:                      # Outputs.op_request: what the PCS (or BMS) is asked to do; hal maps it to registers
+cpdef enum:                      # Outputs.op_request: what the PCS (or BMS) is asked to do; hal maps it to registers
     OP_NONE = 0
     OP_START = 1
     OP_STOP = 2
 
 
-cdef enum:                      # Outputs.limits_active: why power is what it is; the words stand in image.pyx, LIMIT_TEXT
+cpdef enum:                      # Outputs.limits_active: why power is what it is; the words stand in image.pyx, LIMIT_TEXT
     LIM_RAMP = 1 << 0
     LIM_IMPORT = 1 << 1
     LIM_EXPORT = 1 << 2
@@ -80,7 +80,7 @@ cdef enum:                      # Outputs.limits_active: why power is what it is
     LIM_SITE_P = 1 << 20
     LIM_NOT_HELD = 1 << 21
 
-cdef enum:                      # Outputs.alarms: latched until reset; the words stand in image.pyx, ALARM_TEXT
+cpdef enum:                      # Outputs.alarms: latched until reset; the words stand in image.pyx, ALARM_TEXT
     ALM_METER_LOST = 1 << 0
     ALM_METER_FROZEN = 1 << 1
     ALM_PCS_LOST = 1 << 2
@@ -269,7 +269,7 @@ ctypedef struct Site:
 
 # ---------------------------------------------------------------- what the kernel remembers from tick to tick
 
-cdef enum:
+cpdef enum:
     MODEL_QUEUE = 64            # commands on their way to the terminals: dead time up to 640 ms
 
 ctypedef struct State:

@@ -9,7 +9,7 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from _core.image cimport *
-from _core.laws cimport clamp, decay, droop, finite, lag, q_room, shave, slew, slew_from_zero, taper, volt_var
+from _core.laws cimport clamp, decay, droop, finite, lag, minus, q_room, shave, slew, slew_from_zero, taper, to_ns, volt_var
 
 cdef double NAN = float("nan")
 cdef double INF = float("inf")
@@ -52,11 +52,11 @@ cdef inline double age_s(const Inputs* i, const Group* g) noexcept nogil:
     """Age of a group at this step; inf when it never answered well."""
     if g.t_ns == 0 or g.quality != Q_GOOD:
         return INF
-    return <double>(i.step_t_ns - g.t_ns) * 1e-9
+    return <double>minus(i.step_t_ns, g.t_ns) * 1e-9
 
 
 cdef inline double since_s(const Inputs* i, int64_t t_ns) noexcept nogil:
-    return <double>(i.t_ns - t_ns) * 1e-9
+    return <double>minus(i.t_ns, t_ns) * 1e-9
 
 
 # ---------------------------------------------------------------- 1. judge
@@ -67,7 +67,7 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
     cdef double v, age
     cdef int k
     cdef double[6] now
-    w.dt_s = clamp(<double>(i.t_ns - st.last_t_ns) * 1e-9, 0.0, 1.0) if st.last_t_ns else 0.0
+    w.dt_s = clamp(since_s(i, st.last_t_ns), 0.0, 1.0) if st.last_t_ns else 0.0
     st.last_t_ns = i.t_ns
 
     age = age_s(i, &m.g)
@@ -223,10 +223,15 @@ cdef inline bint may_reset(const Inputs* i, State* st, uint32_t now) noexcept no
     for k in range(1, 3):
         if st.reset_t_ns[k] < st.reset_t_ns[oldest]:
             oldest = k
-    if st.reset_t_ns[oldest] and i.t_ns - st.reset_t_ns[oldest] < HOUR_NS:
+    if st.reset_t_ns[oldest] and minus(i.t_ns, st.reset_t_ns[oldest]) < HOUR_NS:
         return False
     st.reset_t_ns[oldest] = i.t_ns
     return True
+
+
+cdef inline bint forming(const Inputs* i) noexcept nogil:
+    """The converter says that it forms the grid (bit 1 of a bit field; NaN and what no 32 bits can hold say nothing)."""
+    return 0.0 <= i.pcs.pcs_der_mode < 4294967296.0 and (<int64_t>i.pcs.pcs_der_mode) & 2
 
 
 cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
@@ -251,12 +256,12 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
         elif s.has_pcs_ctl and (i.pcs_ctl.wset_rvrt_ena != 1.0 or i.pcs_ctl.wset_rvrt_s != s.pcs_rvrt_s):
             fault(st, i, ALM_REVERSION)
         elif grid_bad and st.mode == MODE_GRID:
-            if (<int64_t>clamp(i.pcs.pcs_der_mode, 0.0, 4e9)) & 2:
+            if forming(i):
                 enter(st, i, MODE_ISLAND)       # the converter forms the grid: it carries the load, we carry the limits
             else:
                 st.alarms |= ALM_GRID_OUTSIDE
                 enter(st, i, MODE_TRIP)
-        elif st.mode == MODE_ISLAND and not (<int64_t>clamp(i.pcs.pcs_der_mode, 0.0, 4e9)) & 2:
+        elif st.mode == MODE_ISLAND and not forming(i):
             enter(st, i, MODE_RESYNC)
     elif st.mode == MODE_RESYNC:
         if now:
@@ -316,7 +321,7 @@ cdef inline void model_advance(const Site* s, State* st, int64_t t_ns) noexcept 
             continue
         if st.q_len and st.q_t_ns[st.q_head] < until:
             until = st.q_t_ns[st.q_head]
-        st.model_p_w = lag(st.model_p_w, st.model_target_w, <double>(until - st.model_t_ns) * 1e-9, s.pcs_tau_s)
+        st.model_p_w = lag(st.model_p_w, st.model_target_w, <double>minus(until, st.model_t_ns) * 1e-9, s.pcs_tau_s)
         st.model_t_ns = until
         guard += 1
 
@@ -604,7 +609,7 @@ cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* 
     st.proven = st.proven + 1 if o.gate else 0
     o.heartbeat = <double>((i.tick // 100) & 0x3FFFFFFF) + 1.0 if o.gate else 0.0      # a sign of life from proven ticks only
     if o.gate:
-        model_push(st, i.command_t_ns + <int64_t>(s.pcs_dead_s * 1e9), p)
+        model_push(st, minus(i.command_t_ns, -to_ns(s.pcs_dead_s)), p)
     if i.step_t_ns > lim.lease_until_ns:
         w.flags |= LIM_LEASE
 

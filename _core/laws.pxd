@@ -1,5 +1,6 @@
 # The control laws: each one function on one point, inline, no libm, so that any two machines (and the Python twin) agree to the last bit.
 
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
 from libc.math cimport sqrt         # correctly rounded by IEEE 754: the one function that is the same everywhere
 
 
@@ -14,6 +15,21 @@ cdef inline double clamp(double x, double low, double high) noexcept nogil:
     if x > high:
         x = high
     return x
+
+
+cdef inline int64_t minus(int64_t a, int64_t b) noexcept nogil:
+    """a - b held within int64: a timestamp from nowhere makes a long time, never a wrapped one (signed overflow is undefined in C)."""
+    if b > 0 and a < INT64_MIN + b:
+        return INT64_MIN
+    if b < 0 and a > INT64_MAX + b:
+        return INT64_MAX
+    return a - b
+
+
+cdef inline int64_t to_ns(double t_s) noexcept nogil:
+    """Seconds to nanoseconds; what int64 cannot hold (NaN too) counts as 0."""
+    cdef double x = t_s * 1e9
+    return <int64_t>x if -9e18 < x < 9e18 else 0
 
 
 cdef inline double slew(double x, double target, double up_per_s, double down_per_s, double dt_s) noexcept nogil:

@@ -1,0 +1,169 @@
+"""The engine: ticks on an absolute grid, in virtual time by hand and in real time beside a held GIL."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from _core.engine import BusPort, Engine
+from _core.image import ProcessImage, monotonic_ns
+
+from _core import image as im
+from bench.rig import LIMITS, SITE
+
+TICK_NS = 10_000_000
+
+
+def engine(**site: float) -> tuple[Engine, ProcessImage]:
+    image = ProcessImage.create()
+    image.set_site(SITE | site)
+    return Engine(image, [], priority=0), image
+
+
+def test_whole_missed_periods_are_skipped_and_counted_and_the_grid_never_moves() -> None:
+    e, image = engine()
+    e.start(1000 * TICK_NS)
+    e.on_tick(1000 * TICK_NS + 50_000)
+    assert e.next_ns() == 1001 * TICK_NS
+    e.on_tick(1001 * TICK_NS + 9_999_999)
+    e.on_tick(1002 * TICK_NS + 34_000_000)  # 34 ms late: three periods are gone
+    stats = image.engine_stats()
+    assert (stats["ticks"], stats["missed_ticks"]) == (3, 3)
+    assert e.next_ns() == 1006 * TICK_NS
+    r = image.latest()
+    assert r["tick"] == 6 and r["inp"]["t_ns"] == 1005 * TICK_NS
+    assert stats["wake_us"][50] == 1 and stats["wake_us"][-1] == 2
+
+
+def test_limits_are_the_tighter_of_site_and_supervisor_with_and_without_lease() -> None:
+    e, image = engine()
+    e.start(TICK_NS)
+    e.on_tick(TICK_NS)
+    assert image.latest()["lim"]["import_limit_w"] == 445e3
+    image.write_limits(**(LIMITS | dict(import_limit_w=400e3, ramp_up_w_per_s=9e9, soc_min=0.2, lease_until_ns=3 * TICK_NS)))
+    e.on_tick(2 * TICK_NS)
+    lim = image.latest()["lim"]
+    assert (lim["import_limit_w"], lim["ramp_up_w_per_s"], lim["soc_min"]) == (400e3, 2000.0, 0.2)
+    e.on_tick(3 * TICK_NS)
+    e.on_tick(4 * TICK_NS)
+    r = image.latest()
+    assert r["lim"]["import_limit_w"] == 400e3
+    assert r["out"]["limits_active"] & im.LIM_LEASE
+
+
+def test_setpoints_out_of_range_are_refused_on_the_engines_side() -> None:
+    e, image = engine()
+    e.start(TICK_NS)
+    image.write_setpoint(0, im.SP_HOLD, 5e3, 1 << 62, 1)
+    e.on_tick(TICK_NS)
+    image.write_setpoint(0, im.SP_HOLD, 9e9, 1 << 62, 2)
+    e.on_tick(2 * TICK_NS)
+    assert image.latest()["inp"]["slot"][0]["value_w"] == 5e3
+    assert image.engine_stats()["setpoint_rejects"] >= 1
+
+
+def test_ring_holds_whole_records_and_says_what_was_lost() -> None:
+    e, image = engine()
+    e.start(TICK_NS)
+    for k in range(1, 6201):
+        e.on_tick(k * TICK_NS)
+    raw, nxt = image.drain(0)
+    assert nxt == image.head == 6200
+    assert 5900 <= len(raw) // im.RECORD_SIZE < 6000
+    import numpy as np
+
+    ticks = np.frombuffer(raw, im.record_dtype())["tick"]
+    assert ticks[-1] == 6200 and (np.diff(ticks) == 1).all()
+    assert image.drain(nxt) == (b"", nxt)
+
+
+@pytest.mark.realtime
+def test_ticks_keep_time_while_another_thread_holds_the_gil() -> None:
+    image = ProcessImage.create()
+    image.set_site(SITE)
+    e = Engine(image, [BusPort()][:0], priority=90)
+    done: list[str] = []
+    t = threading.Thread(target=lambda: done.append(e.run()))
+    t.start()
+    time.sleep(0.3)
+    before = image.engine_stats()
+    t0 = monotonic_ns()
+    # one bytecode that keeps the GIL for about two seconds: no thread that needs it can run meanwhile
+    n = 20_000_000
+    while monotonic_ns() - t0 < 2_000_000_000:
+        sum(range(n))
+    held = monotonic_ns() - t0
+    after = image.engine_stats()
+    image.request_stop(3)
+    t.join(5)
+    assert done == ["stop"]
+    begun = after["ticks"] + after["missed_ticks"] - before["ticks"] - before["missed_ticks"]
+    assert abs(begun - held / TICK_NS) <= 2
+    # the machine may stall for some ms; a thread that waited for the GIL would have missed every one of these 200 ticks
+    assert after["missed_ticks"] - before["missed_ticks"] <= 10
+
+
+SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+long counted_tid, counted_calls;
+static void *(*real_malloc)(size_t), *(*real_calloc)(size_t, size_t), *(*real_realloc)(void *, size_t);
+static void hit(void) { if (counted_tid && syscall(SYS_gettid) == counted_tid) __atomic_add_fetch(&counted_calls, 1, __ATOMIC_RELAXED); }
+static char early[65536]; static size_t used;
+void *malloc(size_t n) { if (!real_malloc) real_malloc = dlsym(RTLD_NEXT, "malloc"); hit(); return real_malloc(n); }
+void *realloc(void *p, size_t n) { if (!real_realloc) real_realloc = dlsym(RTLD_NEXT, "realloc"); hit(); return real_realloc(p, n); }
+void *calloc(size_t a, size_t b) {
+    static int looking;
+    if (!real_calloc) {
+        if (looking) { void *p = early + used; used += (a * b + 15) & ~15ul; return p; }
+        looking = 1; real_calloc = dlsym(RTLD_NEXT, "calloc");
+    }
+    hit(); return real_calloc(a, b);
+}
+"""
+
+COUNT = """
+import ctypes, threading, time
+from _core.engine import Engine
+from _core.image import ProcessImage
+from bench.rig import SITE
+shim = ctypes.CDLL(None)
+tid, calls = (ctypes.c_long.in_dll(shim, n) for n in ("counted_tid", "counted_calls"))
+image = ProcessImage.create(); image.set_site(SITE)
+e = Engine(image, [], priority=0)
+def work():
+    tid.value = threading.get_native_id()
+    bytearray(100_000)
+    assert calls.value > 0, "the counter does not count"
+    e.run()
+t = threading.Thread(target=work); t.start(); time.sleep(0.5)
+a, ticks = calls.value, image.engine_stats()["ticks"]
+time.sleep(2)
+b, ticks = calls.value, image.engine_stats()["ticks"] - ticks
+image.request_stop(3); t.join()
+print(b - a, ticks)
+"""
+
+
+@pytest.mark.realtime
+def test_the_control_thread_allocates_nothing_after_start(tmp_path: Path) -> None:
+    (tmp_path / "shim.c").write_text(SHIM)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", tmp_path / "shim.so", tmp_path / "shim.c", "-ldl"], check=True)
+    root = Path(__file__).parents[2]
+    r = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(COUNT)], env=os.environ | {"LD_PRELOAD": str(tmp_path / "shim.so"), "PYTHONPATH": str(root)},
+        cwd=root, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert r.returncode == 0, r.stderr
+    allocations, ticks = map(int, r.stdout.split())
+    assert ticks > 150
+    assert allocations == 0
