@@ -87,6 +87,7 @@ cdef void _answered(Bus* b, DevRow* d, int64_t now) noexcept nogil:
         d.backoff = 0
         d.again_ns = 0
         d.verify_next = 0
+        d.reset_seen = b.inputs.reset       # only an edge that it could have seen is passed on
         s.verified = 0 if d.n_verify > 0 else 1
     s.last_ok_ns = now
 
