@@ -95,9 +95,7 @@ def battery(base: int = 40000) -> tuple[dict[int, int], dict[int, int]]:
         63: [3],
     }  # fmt: skip
     where[803] = at = model(image, at, 802, 62, values)
-    at = model(
-        image, at, 803, 26, {2: [1], 3: [1], 4: [285], 7: [241], 22: [sf(-3)], 23: [sf(-1)], 24: [0], 25: [0], 26: [0]}
-    )
+    at = model(image, at, 803, 26, {2: [1], 3: [1], 4: [285], 7: [241], 22: [sf(-3)], 23: [sf(-1)], 24: [0], 25: [0], 26: [0]})
     end(image, at)
     return image, where
 

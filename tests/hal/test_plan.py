@@ -65,9 +65,7 @@ def test_once_a_second_traffic_is_spread() -> None:
     readback = max(set(table.slots), key=table.slots.count)
     others = [t for t, i in enumerate(table.slots) if i != readback]
     assert [b - a for a, b in itertools.pairwise(others)] == [25, 25, 25]
-    renew = [
-        t for t, i in enumerate(site(rvrt_s=1.0).tables[1].slots) if i >= 0 and site().tables[1].txns[i].kind == "renew"
-    ]
+    renew = [t for t, i in enumerate(site(rvrt_s=1.0).tables[1].slots) if i >= 0 and site().tables[1].txns[i].kind == "renew"]
     assert len(renew) == 3  # every third of a timer of one second
 
 

@@ -85,9 +85,7 @@ def test_built_in_tick_is_exact_to_the_plan() -> None:
     for k in range(2):
         s = b.bus(k)
         assert s["transactions"] > 0
-        assert all(
-            s[x] == 0 for x in ("timeouts", "crc_errors", "late", "overruns", "long_frames", "wrong_unit", "unsent")
-        )
+        assert all(s[x] == 0 for x in ("timeouts", "crc_errors", "late", "overruns", "long_frames", "wrong_unit", "unsent"))
 
 
 def pcs_addr(model: int) -> int:

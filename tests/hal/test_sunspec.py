@@ -103,9 +103,7 @@ def test_battery_and_meter() -> None:
 def test_713_stands_in_for_a_missing_802() -> None:
     image: dict[int, int] = {}
     at = sunspec_image.start(image, 40000)
-    at = sunspec_image.model(
-        image, at, 713, 7, {2: [250], 4: [5050], 5: [990], 6: [0], 7: [3], 8: [sunspec_image.sf(-2)]}
-    )
+    at = sunspec_image.model(image, at, 713, 7, {2: [250], 4: [5050], 5: [990], 6: [0], 7: [3], 8: [sunspec_image.sf(-2)]})
     sunspec_image.end(image, at)
     device = compile_device(scan(reader(image), 1), "bms")
     assert {"soc", "bms_state"} <= device.signals()
@@ -139,9 +137,7 @@ def spoil(what: str) -> dict[int, int]:
     return image
 
 
-@pytest.mark.parametrize(
-    "what", ["no SunS", "no model 704", "scale factor", "broken", "runs in circles", "does not implement W"]
-)
+@pytest.mark.parametrize("what", ["no SunS", "no model 704", "scale factor", "broken", "runs in circles", "does not implement W"])
 def test_refusals_say_why(what: str) -> None:
     with pytest.raises(SunSpecError, match="SunS" if what == "no SunS" else what):
         compile_device(scan(reader(spoil(what)), 1), "pcs")
