@@ -160,9 +160,16 @@ def engine_timing(made: Plan) -> dict[str, int]:
 
 def open_port(bus: Bus, path: str) -> int:
     """A ready descriptor: raw, non-blocking, exclusive, locked. Raises OSError or ValueError with the reason."""
-    from hal.wire import open_tty
+    from hal import wire
 
-    return int(open_tty(path, bus.baud, bus.parity, bus.stop_bits))
+    return wire.open_port(path, bus.baud, bus.parity, bus.stop_bits)
+
+
+def blocking_line(bus: Bus, fd: int) -> Transact:
+    """Blocking reads over an open port: for scanning before the engine starts, never beside it."""
+    from hal.wire import BlockingLine
+
+    return BlockingLine(fd, bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, timeout_s=0.25)
 
 
 def kernel_site(site: Site, maps: Sequence[DeviceMap] | None = None) -> dict[str, Any]:

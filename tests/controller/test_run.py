@@ -19,7 +19,7 @@ from controller.clock import ManualClock, RealClock
 from controller.instance import Instance, InstanceError
 from controller.problems import SiteError
 from controller.process import Backoff, Child, exit_words
-from controller.scan import crc
+from hal.modbus import crc
 from controller.virtual import LoadOptions, plant_config
 
 SITE = sites.load(None)
