@@ -61,7 +61,6 @@ __all__ = [
     "PlanProblem",
     "SiteTiming",
     "Txn",
-    "compile_site",
     "plan_site",
 ]
 
@@ -120,9 +119,7 @@ def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mappi
     plans = {b.name: _BusPlan(b, []) for b in buses}
     if len(plans) != len(buses) or len(buses) > MAX_BUSES or len(devices) > MAX_DEVICES:
         what = f"{len(buses)} buses ({len(plans)} names), {len(devices)} devices"
-        problems.append(
-            PlanProblem("", f"{what}: at most {MAX_BUSES} buses of different names and {MAX_DEVICES} devices")
-        )
+        problems.append(PlanProblem("", f"{what}: at most {MAX_BUSES} buses of different names and {MAX_DEVICES} devices"))
     taken: dict[tuple[str, int], str] = {}
     for i, d in enumerate(devices):
         device = maps.get(d.map) if isinstance(d.map, str) else d.map
@@ -141,22 +138,14 @@ def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mappi
         plans[d.bus].devices.append((i, d, device))
     maps_used = [m for b in plans.values() for _, _, m in b.devices]
     if not any(f.signal == "grid_p_w" and f.rate == FAST for m in maps_used for f in m.fields):
-        problems.append(
-            PlanProblem("", "no device gives grid_p_w fast", ("a meter whose profile reads it in group fast",))
-        )
+        problems.append(PlanProblem("", "no device gives grid_p_w fast", ("a meter whose profile reads it in group fast",)))
     commands = sum(w.purpose == COMMAND for m in maps_used for w in m.writes)
     if commands != 1:
-        problems.append(
-            PlanProblem(
-                "", f"{commands} devices take the power command; one writer for one command", ("exactly one pcs",)
-            )
-        )
+        problems.append(PlanProblem("", f"{commands} devices take the power command; one writer for one command", ("exactly one pcs",)))
     return list(plans.values())
 
 
-def _read_txn(
-    b: _BusPlan, index: int, d: DeviceSpec, device: DeviceMap, fc: int, addr: int, count: int, **more: Any
-) -> Txn:
+def _read_txn(b: _BusPlan, index: int, d: DeviceSpec, device: DeviceMap, fc: int, addr: int, count: int, **more: Any) -> Txn:
     wire = WireTime(b.spec.line, request_chars(fc), answer_chars(fc, count), device.turnaround_ms)
     return Txn(
         more.pop("name", d.name), index, d.unit, fc, addr, count, 0, 0, more.pop("kind", "read"), more.pop("rate",
@@ -241,9 +230,7 @@ def _ways_out(b: _BusPlan, parts: list[Txn]) -> tuple[str, ...]:
             answer_chars(23, reads[0].count),
             reads[0].wire.turnaround_ms,
         )
-        ways.append(
-            f"FC23 where the device has it ({wire.total_ms:.2f} ms; it writes before it reads: data of the next tick)"
-        )
+        ways.append(f"FC23 where the device has it ({wire.total_ms:.2f} ms; it writes before it reads: data of the next tick)")
     return tuple(ways)
 
 
@@ -276,24 +263,18 @@ def _after_txns(b: _BusPlan, budget_ms: float) -> list[Txn] | None:
         for r in pack(device, limit):
             if r.rate != FAST:
                 name = f"{d.name} {r.rate} {r.addr}"
-                txns.append(
-                    _read_txn(b, index, d, device, r.fc, r.addr, r.count, rate=r.rate, fields=r.fields, name=name)
-                )
+                txns.append(_read_txn(b, index, d, device, r.fc, r.addr, r.count, rate=r.rate, fields=r.fields, name=name))
         txns += [_write_txn(b, index, d, device, w) for w in device.writes if w.purpose != COMMAND]
         for v in _split(device.verify, limit):
             name = f"{d.name} verify {v.name}"
-            txns.append(
-                _read_txn(b, index, d, device, v.fc, v.addr, len(v.words), kind="verify", verify=v.words, name=name)
-            )
+            txns.append(_read_txn(b, index, d, device, v.fc, v.addr, len(v.words), kind="verify", verify=v.words, name=name))
     if any(t.wire.nominal_ms > budget_ms for t in txns):
         return None
     return txns
 
 
 def _split(rows: tuple[Verify, ...], limit: int) -> list[Verify]:
-    return [
-        Verify(v.name, v.addr + i, v.words[i : i + limit], v.fc) for v in rows for i in range(0, len(v.words), limit)
-    ]
+    return [Verify(v.name, v.addr + i, v.words[i : i + limit], v.fc) for v in rows for i in range(0, len(v.words), limit)]
 
 
 def _place_after(b: _BusPlan, timing: SiteTiming, problems: list[PlanProblem]) -> None:
@@ -405,8 +386,7 @@ def _slack(plans: list[_BusPlan], step_ms: float, timing: SiteTiming, problems: 
             problems.append(
                 PlanProblem(
                     b.spec.name,
-                    f"a command {room:.3f} ms late would still be on the line when the next one is due: no room "
-                    f"to wait for an answer",
+                    f"a command {room:.3f} ms late would still be on the line when the next one is due: no room to wait for an answer",
                     ("raise the baud rate", "move the meter to another bus"),
                 )
             )
@@ -415,13 +395,9 @@ def _slack(plans: list[_BusPlan], step_ms: float, timing: SiteTiming, problems: 
 
 
 def _result(plans: list[_BusPlan], step_ms: float, slack_ms: float, timing: SiteTiming) -> Plan:
-    meter_bus, meter = next(
-        (b, b.txns[i]) for b in plans for i in b.fast if any(f.signal == "grid_p_w" for f in b.txns[i].fields)
-    )
+    meter_bus, meter = next((b, b.txns[i]) for b in plans for i in b.fast if any(f.signal == "grid_p_w" for f in b.txns[i].fields))
     bus = next(b for b in plans if b.command >= 0)
-    start = sum(
-        meter_bus.txns[i].wire.total_ms for i in meter_bus.fast[: meter_bus.fast.index(meter_bus.txns.index(meter))]
-    )
+    start = sum(meter_bus.txns[i].wire.total_ms for i in meter_bus.fast[: meter_bus.fast.index(meter_bus.txns.index(meter))])
     sample = start + meter.wire.request_ms + meter.wire.line.t35_ms
     if meter.sample == "answer":
         sample += meter.wire.turnaround_ms
@@ -430,9 +406,7 @@ def _result(plans: list[_BusPlan], step_ms: float, slack_ms: float, timing: Site
     to_command = Latency(end - sample + 0.5 * meter.window_ms, timing.tick_ms, meter.update_ms, late)
     behind = bus.spec.line.t35_ms + timing.dead_ms + SETTLE * timing.tau_ms
     to_power = replace(to_command, constant_ms=to_command.constant_ms + behind)
-    plan = Plan(
-        timing.tick_ms, step_ms, step_ms + slack_ms, end - step_ms, sample, end, to_command, to_power, bus.every
-    )
+    plan = Plan(timing.tick_ms, step_ms, step_ms + slack_ms, end - step_ms, sample, end, to_command, to_power, bus.every)
     for b in plans:
         limit = b.limit_ms
         plan.tables.append(
@@ -492,38 +466,16 @@ def _notes(plan: Plan, plans: list[_BusPlan], timing: SiteTiming, meter: Txn) ->
     full = plan.to_power.figures()
     for b in plans:
         if b.every > 1:
-            what = (
-                "the next tick's fast reads are left out"
-                if b.skips
-                else f"the command after it leaves {b.delay_ms:.2f} ms later"
-            )
+            what = "the next tick's fast reads are left out" if b.skips else f"the command after it leaves {b.delay_ms:.2f} ms later"
             plan.notes.append(
                 f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th, and {what}: "
                 f"over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms"
             )
         if any(m.assumed for _, _, m in b.devices):
-            plan.notes.append(
-                f"bus {b.spec.name}: planned with assumed SunSpec shapes; `ballast scan` reads the real ones"
-            )
+            plan.notes.append(f"bus {b.spec.name}: planned with assumed SunSpec shapes; `ballast scan` reads the real ones")
         if timing.rvrt_s > 0.0 and b.command >= 0 and not any(t.kind == RENEW for t in b.txns):
-            plan.notes.append(
-                f"bus {b.spec.name}: the PCS has no reversion timer: after loss of control it keeps its last setpoint"
-            )
+            plan.notes.append(f"bus {b.spec.name}: the PCS has no reversion timer: after loss of control it keeps its last setpoint")
     if meter.window_ms or meter.update_ms:
         plan.notes.append(
-            f"{meter.name}: averages over {meter.window_ms:g} ms (half of it is latency), refreshes every "
-            f"{meter.update_ms:g} ms"
+            f"{meter.name}: averages over {meter.window_ms:g} ms (half of it is latency), refreshes every {meter.update_ms:g} ms"
         )
-
-
-def compile_site(
-    buses: Sequence[BusSpec],
-    devices: Sequence[DeviceSpec],
-    maps: Mapping[str, DeviceMap] | None = None,
-    timing: SiteTiming | None = None,
-) -> tuple[Plan, list[Any]]:
-    """(Plan, [hal.scan.BusScan, ...] in the order of `buses`), ready for the engine. Raises PlanError."""
-    from hal.scan import BusScan
-
-    plan = plan_site(buses, devices, maps, timing or SiteTiming())
-    return plan, [BusScan(table) for table in plan.tables]

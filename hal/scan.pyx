@@ -484,3 +484,11 @@ cdef class BusScan(BusPort):
     def slots_missed(self):
         """After-slots that no longer fitted their tick (the fast part was late)."""
         return self.c.slots_missed
+
+
+def compile_site(buses, devices, maps=None, timing=None):
+    """(Plan, [BusScan, ...] in the order of `buses`), ready for the engine; arguments of hal.plan.plan_site. Raises PlanError."""
+    from hal.plan import SiteTiming, plan_site
+
+    plan = plan_site(buses, devices, maps, timing or SiteTiming())
+    return plan, [BusScan(table) for table in plan.tables]

@@ -173,9 +173,7 @@ def scan(transact: Transact, unit: int, bases: tuple[int, ...] = BASES) -> Scan:
         if model_id == END:
             break
         if model_id == 0 or at + 2 + length > 65535:
-            raise SunSpecError(
-                f"unit {unit}: register {at} says model {model_id}, length {length}: the chain is broken there"
-            )
+            raise SunSpecError(f"unit {unit}: register {at} says model {model_id}, length {length}: the chain is broken there")
         chain.append((model_id, at, length))
         points = definition(model_id)
         if points is not None and model_id not in models:  # a second one of a kind (another port, string) is not ours
@@ -200,8 +198,7 @@ def _find_base(transact: Transact, unit: int, bases: tuple[int, ...]) -> int:
             return base
         errors.append(f"{base}: {words[0]:04X} {words[1]:04X}")
     raise SunSpecError(
-        f"unit {unit}: no 'SunS' at {', '.join(map(str, bases))} ({'; '.join(errors)}): check unit id and "
-        f"wiring, or use a profile"
+        f"unit {unit}: no 'SunS' at {', '.join(map(str, bases))} ({'; '.join(errors)}): check unit id and wiring, or use a profile"
     )
 
 
@@ -230,9 +227,7 @@ class _Compiler:
         m = self.scan.models.get(model_id)
         if m is None:
             have = ", ".join(str(i) for i, _, _ in self.scan.chain)
-            raise SunSpecError(
-                f"unit {self.scan.unit}: no model {model_id} ({why}); the device has {have}: use a profile"
-            )
+            raise SunSpecError(f"unit {self.scan.unit}: no model {model_id} ({why}); the device has {have}: use a profile")
         return m
 
     def _scale(self, m: Model, point: str) -> float:
@@ -249,16 +244,13 @@ class _Compiler:
         p = m.points[point]
         unit = float(more.pop("unit", 1.0))
         scale = self._scale(m, point) * unit if unit == 1.0 else self._scale(m, point) / (1.0 / unit)
-        self.fields.append(
-            Field(signal, m.addr + p.offset, TYPES[p.type], 3, rate, scale=scale, nan=SENTINELS[p.type], **more)
-        )
+        self.fields.append(Field(signal, m.addr + p.offset, TYPES[p.type], 3, rate, scale=scale, nan=SENTINELS[p.type], **more))
         return True
 
     def must_read(self, m: Model, point: str, signal: str, rate: str, **more: Any) -> None:
         if not self.read(m, point, signal, rate, needed=True, **more):
             raise SunSpecError(
-                f"unit {self.scan.unit}: model {m.id} does not implement {point}, and a {self.role} cannot do "
-                f"without {signal}"
+                f"unit {self.scan.unit}: model {m.id} does not implement {point}, and a {self.role} cannot do without {signal}"
             )
 
     def block(self, m: Model, first: int, last: int, rate: str) -> None:

@@ -440,3 +440,14 @@ def test_slower_fields_of_a_fast_group_become_nan_not_old() -> None:
     meter.before = lambda frame, answer: (None if frame[3] == 10 else answer, 0)
     world.run(20)
     assert math.isnan(world.bench.get("f_hz"))
+
+
+def test_compile_site_builds_a_bus_for_every_line() -> None:
+    from hal.scan import compile_site
+
+    plan, buses = compile_site(
+        [BusSpec("A", baud=460800), BusSpec("B", baud=460800)],
+        [DeviceSpec("m", "meter", "A", 1, "meter"), DeviceSpec("p", "pcs", "B", 1, "pcs")],
+        {"meter": load_profile("ballast_virtual_meter"), "pcs": load_profile("generic_pcs")},
+    )
+    assert [b.name for b in buses] == ["A", "B"] and [b.table for b in buses] == plan.tables
