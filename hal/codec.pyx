@@ -2,7 +2,7 @@
 
 from libc.math cimport NAN, fabs, isfinite, rint, trunc
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from _core.image import OUTPUTS, SIGNALS
 from hal.rows import TYPES
@@ -152,3 +152,34 @@ cdef object fill_encode(EncodeRow* row, object e, int first):
     row.source = OUTPUTS[e.source] if e.source else -1
     row.const_value = e.const
     row.scale, row.offset, row.sign, row.lo, row.hi = e.scale, e.offset, e.sign, e.lo, e.hi
+
+
+def decode_words(field, words):
+    """Value of a hal.rows.Field in `words` (its registers); NaN where the device says it has none or it is out of range."""
+    cdef DecodeRow row
+    cdef uint8_t data[8]
+    cdef double value
+    cdef int i
+    if len(words) != field.words:
+        raise ValueError(f"{len(words)} registers for a {field.type}")
+    memset(&row, 0, sizeof(DecodeRow))
+    fill_decode(&row, field, field.addr)
+    for i in range(len(words)):
+        data[2 * i] = (words[i] >> 8) & 0xFF
+        data[2 * i + 1] = words[i] & 0xFF
+    decode(&row, data, &value)
+    return value
+
+
+def encode_words(register, double value):
+    """Registers that a hal.rows.Encode makes of `value` (its source), None where nothing may be sent."""
+    cdef EncodeRow row
+    cdef uint8_t data[8]
+    cdef int i
+    memset(&row, 0, sizeof(EncodeRow))
+    fill_encode(&row, register, register.addr)
+    row.source = -1
+    row.const_value = value
+    if encode(&row, NULL, data) < 0:
+        return None
+    return [(data[2 * i] << 8) | data[2 * i + 1] for i in range(register.words)]

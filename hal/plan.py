@@ -1,12 +1,15 @@
-"""The bus plan: where every transaction of a site stands in the 10 ms tick, what that makes of latency, and refusals with arithmetic.
+"""The bus plan: where every transaction of a site stands in the 10 ms tick, what that makes of latency, and refusals
+with arithmetic.
 
-One tick: fast reads at once, one after the other on a bus; the kernel steps with the last answer; the command leaves at once (after
-silence, where its bus has just answered); then each bus has one after-slot: readback, heartbeat, reversion timer, slow reads. What
-stands in which tick's after-slot is a table of 100 ticks. An after-slot must be over, silence kept, before its bus is next needed.
+One tick: fast reads at once, one after the other on a bus; the kernel steps with the last answer; the command leaves
+at once (after silence, where its bus has just answered); then each bus has one after-slot: readback, heartbeat,
+reversion timer, slow reads. What stands in which tick's after-slot is a table of 100 ticks. An after-slot must be
+over, silence kept, before its bus is next needed.
 
-Where after-slots fit no tick (115200 baud) they come every Nth tick and reach into the next one: on the command's bus the next command
-leaves later, on a bus with fast reads these are left out once. The plan says by how much and how often: `load_to_*_ms` are the figures
-of ticks in their place, `*_all_ms` those of all ticks. With `readback_first` the slot lies at the tick and the kernel waits for it.
+Where after-slots fit no tick (115200 baud) they come every Nth tick and reach into the next one: on the command's bus
+the next command leaves later, on a bus with fast reads these are left out once. The plan says by how much and how
+often: `load_to_*_ms` are the figures of ticks in their place, `*_all_ms` those of all ticks. With `readback_first` the
+slot lies at the tick and the kernel waits for it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hal.plantypes import (
+    DELAY_EVERY,
+    FREE,
+    HYPER_TICKS,
+    MAX_BUSES,
+    MAX_DEVICES,
+    NONE,
+    SKIP_EVERY,
+    BusSpec,
+    BusTable,
+    DeviceSpec,
+    Placed,
+    Plan,
+    PlanError,
+    PlanProblem,
+    SiteTiming,
+    Txn,
+)
 from hal.rows import (
     COMMAND,
     FAST,
@@ -24,209 +45,24 @@ from hal.rows import (
     SECOND,
     SLOW,
     DeviceMap,
-    Encode,
-    Field,
     Verify,
     Write,
     pack,
 )
 from hal.wiretime import SETTLE, Latency, Line, WireTime, answer_chars, request_chars
 
-HYPER_TICKS = 100
-MAX_BUSES, MAX_DEVICES = 8, 32  # _core/image.pxd
-FREE = -2  # after-slot that may serve what comes up (a probe, a request of the operator)
-NONE = -1  # no after-slot in this tick
-DELAY_EVERY = 10  # where a readback delays a command: ten times a second, as often as a lost PCS must be noticed
-SKIP_EVERY = 20  # where a slow read costs a fast one: five times a second
-
-
-@dataclass(frozen=True)
-class BusSpec:
-    """One serial line. slack_ms: how long after its planned end an answer is still waited for."""
-
-    name: str
-    port: str = ""
-    baud: int = 115200
-    parity: str = "E"
-    stop_bits: int = 1
-    slack_ms: float = 2.0
-    untimed: bool = False  # a PTY or socket without baud: nothing is too soon (tests, probes)
-
-    @property
-    def line(self) -> Line:
-        return Line(self.baud, 9 + (self.parity != "N") + self.stop_bits)
-
-
-@dataclass(frozen=True)
-class DeviceSpec:
-    """One device of the site. `map`: a DeviceMap, or its key in the maps given to plan_site."""
-
-    name: str
-    role: str
-    bus: str
-    unit: int
-    map: DeviceMap | str
-    turnaround_ms: float | None = None  # None: what the profile says
-
-
-@dataclass(frozen=True)
-class SiteTiming:
-    """What the plan must know of the converter and of the machine."""
-
-    dead_ms: float = 1.0  # PCS dead time after detection of the command
-    tau_ms: float = 2.0
-    rvrt_s: float = 5.0  # WSetRvrtTms; 0: none
-    readback_first: bool = False  # read the PCS before commanding it
-    slot_every: int = 0  # where after-slots fit no tick: one in so many ticks (2..50); 0: the plan chooses
-    tick_ms: float = 10.0
-    margin_ms: float = 0.5  # an after-slot ends so long before it must: wake-ups and the slave's own jitter
-
-
-@dataclass(frozen=True)
-class Txn:
-    """One transaction, whole: the frame, what its answer feeds, its times."""
-
-    name: str
-    device: int  # index in the site
-    unit: int
-    fc: int
-    addr: int
-    count: int  # registers read
-    waddr: int
-    wcount: int  # registers written
-    kind: str  # "read", "verify", or a purpose of a write
-    rate: str
-    wire: WireTime
-    fields: tuple[Field, ...] = ()
-    encodes: tuple[Encode, ...] = ()
-    verify: tuple[int, ...] = ()
-    window_ms: float = 0.0
-    update_ms: float = 0.0
-    sample: str = "request"
-
-    @property
-    def what(self) -> str:
-        n = f"{self.wcount}+{self.count}" if self.fc == 23 else str(self.count or self.wcount)
-        return f"{self.name} FC{self.fc:02d} x {n} @ {self.addr if self.count else self.waddr}"
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A transaction's place in the tick, in milliseconds after it."""
-
-    bus: str
-    what: str
-    start_ms: float
-    sent_ms: float
-    end_ms: float
-
-
-@dataclass(frozen=True)
-class BusTable:
-    """What BusScan walks: plain data, made before control starts."""
-
-    spec: BusSpec
-    txns: tuple[Txn, ...]
-    fast: tuple[int, ...]  # indices into txns, in order
-    command: int  # index, -1: none
-    slots: tuple[int, ...]  # HYPER_TICKS entries: index, FREE or NONE
-    limit_ms: float  # an after-slot is over by then, counted from its tick
-    slack_ms: float
-    tick_ms: float
-    early: bool = False  # the slot lies at the tick, before the command
-    skips: bool = False  # a slot reaches into the next tick, whose fast reads are left out
-
-
-@dataclass(frozen=True)
-class PlanProblem:
-    """Why a site cannot run: which bus, the arithmetic, the ways out."""
-
-    bus: str
-    arithmetic: str
-    ways_out: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        text = f"bus {self.bus}: {self.arithmetic}" if self.bus else self.arithmetic
-        return text + (f"; ways out: {', or '.join(self.ways_out)}" if self.ways_out else "")
-
-
-class PlanError(Exception):
-    """The site cannot hold its plan. `problems` holds every reason."""
-
-    def __init__(self, problems: list[PlanProblem]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(str(p) for p in problems))
-
-
-@dataclass
-class Plan:
-    """A site's plan, and what it promises."""
-
-    tick_ms: float
-    step_ms: float  # the kernel steps, as planned
-    step_deadline_ms: float  # ... and at the latest
-    command_wire_ms: float  # from the step to the command's last bit
-    sample_ms: float  # instant the meter's value stands for (before window and refresh)
-    command_end_ms: float
-    to_command: Latency
-    to_power: Latency
-    readback_every: int
-    timeline: list[Placed] = field(default_factory=list)
-    tables: list[BusTable] = field(default_factory=list)
-    sweeps: dict[str, float] = field(default_factory=dict)  # ms between two reads of the same after-slot transaction
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def load_to_command_ms(self) -> dict[str, float]:
-        return replace(self.to_command, late=()).figures()
-
-    @property
-    def load_to_power_ms(self) -> dict[str, float]:
-        return replace(self.to_power, late=()).figures()
-
-    @property
-    def step_by_ns(self) -> int:
-        return round(self.step_deadline_ms * 1e6)
-
-    @property
-    def cmd_wire_ns(self) -> int:
-        return round(self.command_wire_ms * 1e6)
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as plain data, for summary.json and `check --json`."""
-        return {
-            "tick_ms": self.tick_ms,
-            "step_ms": round(self.step_ms, 3),
-            "step_deadline_ms": round(self.step_deadline_ms, 3),
-            "sample_ms": round(self.sample_ms, 3),
-            "command_end_ms": round(self.command_end_ms, 3),
-            "load_to_command_ms": self.load_to_command_ms,
-            "load_to_power_ms": self.load_to_power_ms,
-            "load_to_command_all_ms": self.to_command.figures(),
-            "load_to_power_all_ms": self.to_power.figures(),
-            "readback_every": self.readback_every,
-            "timeline": [
-                {"bus": p.bus, "what": p.what, "start_ms": round(p.start_ms, 3), "sent_ms": round(p.sent_ms, 3),
-                 "end_ms": round(p.end_ms, 3)}
-                for p in self.timeline
-            ],
-            "after_slots": {t.spec.name: _slot_counts(t) for t in self.tables},
-            "sweeps_ms": {k: round(v, 1) for k, v in self.sweeps.items()},
-            "notes": list(self.notes),
-        }  # fmt: skip
-
-    def __str__(self) -> str:
-        from hal.plantext import render
-
-        return render(self)
-
-
-def _slot_counts(table: BusTable) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for i in table.slots:
-        name = {FREE: "free", NONE: "none"}.get(i) or table.txns[i].name
-        counts[name] = counts.get(name, 0) + 1
-    return counts
+__all__ = [
+    "BusSpec",
+    "BusTable",
+    "DeviceSpec",
+    "Placed",
+    "Plan",
+    "PlanError",
+    "PlanProblem",
+    "SiteTiming",
+    "Txn",
+    "plan_site",
+]
 
 
 @dataclass
@@ -283,9 +119,7 @@ def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mappi
     plans = {b.name: _BusPlan(b, []) for b in buses}
     if len(plans) != len(buses) or len(buses) > MAX_BUSES or len(devices) > MAX_DEVICES:
         what = f"{len(buses)} buses ({len(plans)} names), {len(devices)} devices"
-        problems.append(
-            PlanProblem("", f"{what}: at most {MAX_BUSES} buses of different names and {MAX_DEVICES} devices")
-        )
+        problems.append(PlanProblem("", f"{what}: at most {MAX_BUSES} buses of different names and {MAX_DEVICES} devices"))
     taken: dict[tuple[str, int], str] = {}
     for i, d in enumerate(devices):
         device = maps.get(d.map) if isinstance(d.map, str) else d.map
@@ -304,25 +138,18 @@ def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mappi
         plans[d.bus].devices.append((i, d, device))
     maps_used = [m for b in plans.values() for _, _, m in b.devices]
     if not any(f.signal == "grid_p_w" and f.rate == FAST for m in maps_used for f in m.fields):
-        problems.append(
-            PlanProblem("", "no device gives grid_p_w fast", ("a meter whose profile reads it in group fast",))
-        )
+        problems.append(PlanProblem("", "no device gives grid_p_w fast", ("a meter whose profile reads it in group fast",)))
     commands = sum(w.purpose == COMMAND for m in maps_used for w in m.writes)
     if commands != 1:
-        problems.append(
-            PlanProblem(
-                "", f"{commands} devices take the power command; one writer for one command", ("exactly one pcs",)
-            )
-        )
+        problems.append(PlanProblem("", f"{commands} devices take the power command; one writer for one command", ("exactly one pcs",)))
     return list(plans.values())
 
 
-def _read_txn(
-    b: _BusPlan, index: int, d: DeviceSpec, device: DeviceMap, fc: int, addr: int, count: int, **more: Any
-) -> Txn:
+def _read_txn(b: _BusPlan, index: int, d: DeviceSpec, device: DeviceMap, fc: int, addr: int, count: int, **more: Any) -> Txn:
     wire = WireTime(b.spec.line, request_chars(fc), answer_chars(fc, count), device.turnaround_ms)
     return Txn(
-        more.pop("name", d.name), index, d.unit, fc, addr, count, 0, 0, more.pop("kind", "read"), more.pop("rate", SLOW), wire,
+        more.pop("name", d.name), index, d.unit, fc, addr, count, 0, 0, more.pop("kind", "read"), more.pop("rate",
+        SLOW), wire,
         window_ms=device.window_ms, update_ms=device.update_ms, sample=device.sample, **more,
     )  # fmt: skip
 
@@ -353,7 +180,8 @@ def _place_fast(b: _BusPlan, timing: SiteTiming) -> None:
         for w in device.writes:
             if w.purpose == COMMAND:
                 b.command = b.add(_write_txn(b, index, d, device, w))
-    # Reading the PCS before commanding it: its slot moves to the front of the tick, and the kernel waits for a readback there.
+    # Reading the PCS before commanding it: its slot moves to the front of the tick, and the kernel waits for a
+    # readback there.
     b.early = timing.readback_first and b.command >= 0 and not b.fast
     if b.early:
         reads = [(d, m, r) for _, d, m in b.devices for r in pack(m, 125) if r.rate == READBACK]
@@ -402,9 +230,7 @@ def _ways_out(b: _BusPlan, parts: list[Txn]) -> tuple[str, ...]:
             answer_chars(23, reads[0].count),
             reads[0].wire.turnaround_ms,
         )
-        ways.append(
-            f"FC23 where the device has it ({wire.total_ms:.2f} ms; it writes before it reads: data of the next tick)"
-        )
+        ways.append(f"FC23 where the device has it ({wire.total_ms:.2f} ms; it writes before it reads: data of the next tick)")
     return tuple(ways)
 
 
@@ -437,24 +263,18 @@ def _after_txns(b: _BusPlan, budget_ms: float) -> list[Txn] | None:
         for r in pack(device, limit):
             if r.rate != FAST:
                 name = f"{d.name} {r.rate} {r.addr}"
-                txns.append(
-                    _read_txn(b, index, d, device, r.fc, r.addr, r.count, rate=r.rate, fields=r.fields, name=name)
-                )
+                txns.append(_read_txn(b, index, d, device, r.fc, r.addr, r.count, rate=r.rate, fields=r.fields, name=name))
         txns += [_write_txn(b, index, d, device, w) for w in device.writes if w.purpose != COMMAND]
         for v in _split(device.verify, limit):
             name = f"{d.name} verify {v.name}"
-            txns.append(
-                _read_txn(b, index, d, device, v.fc, v.addr, len(v.words), kind="verify", verify=v.words, name=name)
-            )
+            txns.append(_read_txn(b, index, d, device, v.fc, v.addr, len(v.words), kind="verify", verify=v.words, name=name))
     if any(t.wire.nominal_ms > budget_ms for t in txns):
         return None
     return txns
 
 
 def _split(rows: tuple[Verify, ...], limit: int) -> list[Verify]:
-    return [
-        Verify(v.name, v.addr + i, v.words[i : i + limit], v.fc) for v in rows for i in range(0, len(v.words), limit)
-    ]
+    return [Verify(v.name, v.addr + i, v.words[i : i + limit], v.fc) for v in rows for i in range(0, len(v.words), limit)]
 
 
 def _place_after(b: _BusPlan, timing: SiteTiming, problems: list[PlanProblem]) -> None:
@@ -467,7 +287,8 @@ def _place_after(b: _BusPlan, timing: SiteTiming, problems: list[PlanProblem]) -
         problems.append(
             PlanProblem(
                 b.spec.name,
-                f"after the fast part the bus is free at {b.after_ms:.3f} ms and needed again at {b.limit_ms + line.t35_ms:.3f} ms: "
+                f"after the fast part the bus is free at {b.after_ms:.3f} ms and needed again at "
+                f"{b.limit_ms + line.t35_ms:.3f} ms: "
                 f"less t3.5 {line.t35_ms:.3f} and margin {timing.margin_ms:.3f}, {budget:.3f} ms remain, room for "
                 f"{_registers(b, budget, 0.0)} registers (the shortest read takes {shortest.nominal_ms:.3f} ms): "
                 "readback, heartbeat or slow reads have no place",
@@ -503,7 +324,8 @@ def _delaying(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
 
 
 def _skipping(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
-    """Slow reads fit no tick beside the fast ones: they take one in SKIP_EVERY, and the fast reads of the next are left out."""
+    """Slow reads fit no tick beside the fast ones: they take one in SKIP_EVERY, and the fast reads of the next are
+    left out."""
     limit = 2 * timing.tick_ms - b.spec.line.t35_ms
     txns = _after_txns(b, limit - b.after_ms - timing.margin_ms)
     if txns is not None:
@@ -527,7 +349,8 @@ def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanP
         problems.append(
             PlanProblem(
                 b.spec.name,
-                f"{len(second)} once-a-second transactions and {len(slow)} slow reads need more than the {len(ticks)} after-slots "
+                f"{len(second)} once-a-second transactions and {len(slow)} slow reads need more than the "
+                f"{len(ticks)} after-slots "
                 f"of {HYPER_TICKS} ticks",
                 ("move a device to another bus", "raise the baud rate"),
             )
@@ -551,7 +374,8 @@ def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanP
 
 
 def _slack(plans: list[_BusPlan], step_ms: float, timing: SiteTiming, problems: list[PlanProblem]) -> float:
-    """How long after the planned step the kernel may still wait for a missing answer: as far as the command keeps its place."""
+    """How long after the planned step the kernel may still wait for a missing answer: as far as the command keeps its
+    place."""
     slack = min((b.spec.slack_ms for b in plans if b.fast), default=0.0)
     for b in plans:
         if b.command < 0:
@@ -571,13 +395,9 @@ def _slack(plans: list[_BusPlan], step_ms: float, timing: SiteTiming, problems: 
 
 
 def _result(plans: list[_BusPlan], step_ms: float, slack_ms: float, timing: SiteTiming) -> Plan:
-    meter_bus, meter = next(
-        (b, b.txns[i]) for b in plans for i in b.fast if any(f.signal == "grid_p_w" for f in b.txns[i].fields)
-    )
+    meter_bus, meter = next((b, b.txns[i]) for b in plans for i in b.fast if any(f.signal == "grid_p_w" for f in b.txns[i].fields))
     bus = next(b for b in plans if b.command >= 0)
-    start = sum(
-        meter_bus.txns[i].wire.total_ms for i in meter_bus.fast[: meter_bus.fast.index(meter_bus.txns.index(meter))]
-    )
+    start = sum(meter_bus.txns[i].wire.total_ms for i in meter_bus.fast[: meter_bus.fast.index(meter_bus.txns.index(meter))])
     sample = start + meter.wire.request_ms + meter.wire.line.t35_ms
     if meter.sample == "answer":
         sample += meter.wire.turnaround_ms
@@ -586,9 +406,7 @@ def _result(plans: list[_BusPlan], step_ms: float, slack_ms: float, timing: Site
     to_command = Latency(end - sample + 0.5 * meter.window_ms, timing.tick_ms, meter.update_ms, late)
     behind = bus.spec.line.t35_ms + timing.dead_ms + SETTLE * timing.tau_ms
     to_power = replace(to_command, constant_ms=to_command.constant_ms + behind)
-    plan = Plan(
-        timing.tick_ms, step_ms, step_ms + slack_ms, end - step_ms, sample, end, to_command, to_power, bus.every
-    )
+    plan = Plan(timing.tick_ms, step_ms, step_ms + slack_ms, end - step_ms, sample, end, to_command, to_power, bus.every)
     for b in plans:
         limit = b.limit_ms
         plan.tables.append(
@@ -648,23 +466,15 @@ def _notes(plan: Plan, plans: list[_BusPlan], timing: SiteTiming, meter: Txn) ->
     full = plan.to_power.figures()
     for b in plans:
         if b.every > 1:
-            what = (
-                "the next tick's fast reads are left out"
-                if b.skips
-                else f"the command after it leaves {b.delay_ms:.2f} ms later"
-            )
+            what = "the next tick's fast reads are left out" if b.skips else f"the command after it leaves {b.delay_ms:.2f} ms later"
             plan.notes.append(
                 f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th, and {what}: "
                 f"over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms"
             )
         if any(m.assumed for _, _, m in b.devices):
-            plan.notes.append(
-                f"bus {b.spec.name}: planned with assumed SunSpec shapes; `ballast scan` reads the real ones"
-            )
+            plan.notes.append(f"bus {b.spec.name}: planned with assumed SunSpec shapes; `ballast scan` reads the real ones")
         if timing.rvrt_s > 0.0 and b.command >= 0 and not any(t.kind == RENEW for t in b.txns):
-            plan.notes.append(
-                f"bus {b.spec.name}: the PCS has no reversion timer: after loss of control it keeps its last setpoint"
-            )
+            plan.notes.append(f"bus {b.spec.name}: the PCS has no reversion timer: after loss of control it keeps its last setpoint")
     if meter.window_ms or meter.update_ms:
         plan.notes.append(
             f"{meter.name}: averages over {meter.window_ms:g} ms (half of it is latency), refreshes every {meter.update_ms:g} ms"

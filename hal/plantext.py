@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hal.plan import FREE, HYPER_TICKS, NONE, Plan
+from hal.plantypes import FREE, HYPER_TICKS, NONE, Plan
 from hal.wiretime import SETTLE
 
 
@@ -12,7 +12,8 @@ def render(plan: Plan) -> str:
     for table in plan.tables:
         line = table.spec.line
         lines.append(
-            f"bus {table.spec.name}: {table.spec.baud} 8{table.spec.parity}{table.spec.stop_bits}, character {line.bits} bit = "
+            f"bus {table.spec.name}: {table.spec.baud} 8{table.spec.parity}{table.spec.stop_bits}, character "
+            f"{line.bits} bit = "
             f"{line.char_ms:.4f} ms, t3.5 = {line.t35_ms:.3f} ms"
         )
         lines.append(f"  {'start':>8} {'sent':>8} {'answered':>8}  ms after the tick")

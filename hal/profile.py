@@ -1,8 +1,9 @@
-"""Profiles: a device as a data file (TOML). Loaded, validated with every error at once, compiled to the flat rows of hal/rows.py.
+"""Profiles: a device as a data file (TOML). Loaded, validated with every error at once, compiled to the flat rows of
+hal/rows.py.
 
-A profile has header keys (name, role, window_ms, update_ms, turnaround_ms, sample, max_registers, gap_registers), [defaults] for its
-rows, [[read]] rows (one signal each), [[write]] rows (one transaction each) and [[identity]] rows (registers that must equal a value).
-See hal/profiles/generic_pcs.toml for all of it in use.
+A profile has header keys (name, role, window_ms, update_ms, turnaround_ms, sample, max_registers, gap_registers),
+[defaults] for its rows, [[read]] rows (one signal each), [[write]] rows (one transaction each) and [[identity]] rows
+(registers that must equal a value). See hal/profiles/generic_pcs.toml for all of it in use.
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ class _Reader:
         self.problems.append(Problem(self.file, name, value, why, remedy))
 
     def get(self, key: str, default: Any, ok: Callable[[Any], bool], remedy: str) -> Any:
-        """The key's value, or `default` where it is absent or fails `ok` (noted). A default of ... makes the key mandatory."""
+        """The key's value, or `default` where it is absent or fails `ok` (noted). A default of ... makes the key
+        mandatory."""
         self.seen.add(key)
         if key not in self.table:
             if default is ...:
@@ -104,14 +106,10 @@ class _Reader:
         return value
 
     def choice(self, key: str, default: Any, choices: tuple[Any, ...]) -> Any:
-        return self.get(
-            key, default, lambda v: v in choices and not isinstance(v, bool), "one of " + ", ".join(map(str, choices))
-        )
+        return self.get(key, default, lambda v: v in choices and not isinstance(v, bool), "one of " + ", ".join(map(str, choices)))
 
     def number(self, key: str, default: Any, lo: float = -math.inf, hi: float = math.inf) -> Any:
-        return self.get(
-            key, default, lambda v: _is_number(v) and lo <= v <= hi, f"a finite number from {lo:g} to {hi:g}"
-        )
+        return self.get(key, default, lambda v: _is_number(v) and lo <= v <= hi, f"a finite number from {lo:g} to {hi:g}")
 
     def integer(self, key: str, default: Any, lo: int, hi: int) -> Any:
         return self.get(key, default, lambda v: _is_int(v) and lo <= v <= hi, f"an integer from {lo} to {hi}")
@@ -156,9 +154,7 @@ def _coding(r: _Reader) -> dict[str, Any]:
         "sign": r.choice("sign", 1, (1, -1)),
     }
     if coding["scale"] <= 0.0:
-        r.fault(
-            "scale", coding["scale"], "is not above 0: a sign hidden in a scale is found by nobody", "use sign = -1"
-        )
+        r.fault("scale", coding["scale"], "is not above 0: a sign hidden in a scale is found by nobody", "use sign = -1")
         coding["scale"] = 1.0
     limits = r.get(
         "range",
@@ -167,11 +163,7 @@ def _coding(r: _Reader) -> dict[str, Any]:
         "[lowest, highest] in SI",
     )
     coding["lo"], coding["hi"] = float(limits[0]), float(limits[1])
-    if (
-        coding["addr"] is not None
-        and coding["type"] is not None
-        and coding["addr"] + TYPE_WORDS[coding["type"]] > 65536
-    ):
+    if coding["addr"] is not None and coding["type"] is not None and coding["addr"] + TYPE_WORDS[coding["type"]] > 65536:
         r.fault("address", coding["addr"], f"a {coding['type']} there ends beyond register 65535", "a lower address")
     return coding
 
@@ -273,16 +265,12 @@ def _check_write(r: _Reader, write: Write) -> None:
     at = write.addr
     for e in write.encodes:
         if e.addr != at:
-            what = (
-                "overlaps the register before it" if e.addr < at else f"leaves registers {at}..{e.addr - 1} undefined"
-            )
+            what = "overlaps the register before it" if e.addr < at else f"leaves registers {at}..{e.addr - 1} undefined"
             r.fault("registers", e.addr, what, "registers of one write follow each other; use two writes")
         at = max(at, e.addr + e.words)
     if write.count > (1 if write.fc == 6 else MAX_WRITE_REGISTERS):
         limit = 1 if write.fc == 6 else MAX_WRITE_REGISTERS
-        r.fault(
-            "registers", write.count, f"FC{write.fc:02d} writes at most {limit} register(s)", "FC16, or fewer registers"
-        )
+        r.fault("registers", write.count, f"FC{write.fc:02d} writes at most {limit} register(s)", "FC16, or fewer registers")
 
 
 def _identity_row(r: _Reader) -> Verify | None:
@@ -292,11 +280,7 @@ def _identity_row(r: _Reader) -> Verify | None:
     words = r.get(
         "words",
         None,
-        lambda v: (
-            isinstance(v, list)
-            and 1 <= len(v) <= MAX_READ_REGISTERS
-            and all(_is_int(x) and 0 <= x <= 0xFFFF for x in v)
-        ),
+        lambda v: isinstance(v, list) and 1 <= len(v) <= MAX_READ_REGISTERS and all(_is_int(x) and 0 <= x <= 0xFFFF for x in v),
         "1 to 125 register values, 0..65535",
     )
     value, type_ = r.number("value", None), r.choice("type", "u16", tuple(TYPE_WORDS))
@@ -320,9 +304,7 @@ def _check_clashes(r: _Reader, fields: list[Field]) -> None:
     signals: dict[str, Field] = {}
     for f in fields:
         if f.signal in signals:
-            r.fault(
-                "read", f.signal, f"is fed twice (addresses {signals[f.signal].addr} and {f.addr})", "one row a signal"
-            )
+            r.fault("read", f.signal, f"is fed twice (addresses {signals[f.signal].addr} and {f.addr})", "one row a signal")
         signals[f.signal] = f
         for a in range(f.addr, f.addr + f.words):
             other = taken.setdefault((f.fc, a), f)
@@ -352,9 +334,7 @@ def parse_profile(text: str, file: str = "<profile>") -> DeviceMap:
     defaults = r.get("defaults", {}, lambda v: isinstance(v, dict), "a table of defaults for [[read]] rows")
     fields, writes, verify = [], [], []
     for i, row in enumerate(r.rows("read")):
-        f = _read_row(
-            _Reader(file, f"read[{i}]", {**defaults, **row} if isinstance(row, dict) else row, problems), role or ""
-        )
+        f = _read_row(_Reader(file, f"read[{i}]", {**defaults, **row} if isinstance(row, dict) else row, problems), role or "")
         if f is not None:
             fields.append(f)
     for i, row in enumerate(r.rows("write")):
@@ -372,7 +352,8 @@ def parse_profile(text: str, file: str = "<profile>") -> DeviceMap:
     if problems:
         raise ProfileError(problems)
     return DeviceMap(
-        name, role, tuple(fields), tuple(writes), tuple(verify), float(window), float(update), float(turnaround), sample,
+        name, role, tuple(fields), tuple(writes), tuple(verify), float(window), float(update), float(turnaround),
+        sample,
         max_registers, gap, info={"profile": file},
     )  # fmt: skip
 

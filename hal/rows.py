@@ -1,6 +1,8 @@
-"""The flat rows a device compiles to, whether it came as a profile or by a SunSpec scan. Frozen data, no behaviour at run time.
+"""The flat rows a device compiles to, whether it came as a profile or by a SunSpec scan. Frozen data, no behaviour at
+run time.
 
-Signs, units and scales live here and nowhere else: `value = sign * (raw * scale + offset)` when read, its inverse when written.
+Signs, units and scales live here and nowhere else: `value = sign * (raw * scale + offset)` when read, its inverse when
+written.
 """
 
 from __future__ import annotations
@@ -25,9 +27,7 @@ RATES = (FAST, READBACK, SLOW, SECOND)
 # purpose of a write
 COMMAND = "command"  # every tick, as soon as the kernel has stepped
 HEARTBEAT = "heartbeat"  # once per second
-REVERSION = (
-    "reversion"  # the whole reversion setting: once after every start or return of the device, and when it changes
-)
+REVERSION = "reversion"  # the whole reversion setting: once after every start or return of the device, and when it changes
 RENEW = "renew"  # the reversion timer alone, at least every third of it
 OP_START = "op_start"
 OP_EXIT_STANDBY = "op_exit_standby"  # instead of OP_START where the device says STANDBY
@@ -39,8 +39,10 @@ PURPOSES = (COMMAND, HEARTBEAT, REVERSION, RENEW, OP_START, OP_EXIT_STANDBY, OP_
 ROLE_SIGNALS: dict[str, tuple[str, ...]] = {
     "meter": ("grid_p_w", "q_var", "v1_v", "v2_v", "v3_v", "f_hz"),
     "pcs": (
-        "batt_p_w", "pcs_q_var", "pcs_s_va", "pcs_state", "pcs_conn", "pcs_alarm", "pcs_der_mode", "pcs_v_v", "pcs_f_hz",
-        "wset_ena", "wset_w", "wset_rvrt_w", "wset_rvrt_ena", "wset_rvrt_s", "wset_rvrt_rem_s", "pcs_local", "pcs_heartbeat",
+        "batt_p_w", "pcs_q_var", "pcs_s_va", "pcs_state", "pcs_conn", "pcs_alarm", "pcs_der_mode", "pcs_v_v",
+        "pcs_f_hz",
+        "wset_ena", "wset_w", "wset_rvrt_w", "wset_rvrt_ena", "wset_rvrt_s", "wset_rvrt_rem_s", "pcs_local",
+        "pcs_heartbeat",
     ),
     "bms": (
         "soc", "soh", "bms_state", "bms_events", "bms_heartbeat", "batt_v", "batt_i_a", "batt_i_charge_max_a",
@@ -103,7 +105,8 @@ class Encode:
 
 @dataclass(frozen=True)
 class Write:
-    """One write transaction: registers addr .. addr+count-1 without gaps. FC23 also reads `read_addr`, `read_count` (its fields decode)."""
+    """One write transaction: registers addr .. addr+count-1 without gaps. FC23 also reads `read_addr`, `read_count`
+    (its fields decode)."""
 
     purpose: str
     encodes: tuple[Encode, ...]
@@ -145,9 +148,7 @@ class DeviceMap:
     sample: str = "request"  # "request": sampled when the request is detected; "answer": when the answer begins
     max_registers: int = MAX_READ_REGISTERS
     gap_registers: int = 16  # registers nobody needs that a block read may span
-    blocks: tuple[
-        tuple[int, int, int, str], ...
-    ] = ()  # (fc, addr, count, rate): reads that are to be made in one piece
+    blocks: tuple[tuple[int, int, int, str], ...] = ()  # (fc, addr, count, rate): reads that are to be made in one piece
     assumed: bool = False  # shapes only: scale factors were not read from a device
     info: dict[str, Any] = field(default_factory=dict)  # for people: manufacturer, model, serial number, ratings
 
@@ -167,16 +168,14 @@ class Read:
 
 
 def pack(device: DeviceMap, max_registers: int) -> tuple[Read, ...]:
-    """Block reads of at most `max_registers` that serve all fields. The device's own blocks first, where they fit; the rest joined,
-    but never across a hole wider than `gap_registers`: many devices answer exception 2 for holes, and a wide hole costs more wire
-    time than a second request. Reads are split between fields, never inside one."""
+    """Block reads of at most `max_registers` that serve all fields. The device's own blocks first, where they fit; the
+    rest joined, but never across a hole wider than `gap_registers`: many devices answer exception 2 for holes, and a
+    wide hole costs more wire time than a second request. Reads are split between fields, never inside one."""
     limit = min(max_registers, device.max_registers)
     reads: list[Read] = []
     rest = list(device.fields)
     for fc, addr, count, rate in device.blocks:
-        inside = [
-            f for f in rest if (f.fc, f.rate) == (fc, rate) and addr <= f.addr and f.addr + f.words <= addr + count
-        ]
+        inside = [f for f in rest if (f.fc, f.rate) == (fc, rate) and addr <= f.addr and f.addr + f.words <= addr + count]
         if inside and count <= limit:
             reads.append(Read(fc, addr, count, rate, tuple(sorted(inside, key=lambda f: f.addr))))
             rest = [f for f in rest if f not in inside]

@@ -1,4 +1,4 @@
-"""One Modbus RTU bus on the control thread. Header and tables: scan.pxd; how a tick is laid out: hal/plan.py.
+"""One Modbus RTU bus on the control thread. Header: scan.pxd; tables: tables.pxd; how a tick is laid out: hal/plan.py.
 
 Rules that keep the image honest:
 - a group is stamped only by a whole, right answer to the present request; a failed read leaves it alone, so its age shows;
@@ -10,19 +10,16 @@ Rules that keep the image honest:
 
 from libc.math cimport NAN
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from _core.engine cimport Bus, BusPort
 from _core.image cimport Group, Inputs, OP_NONE, OP_START, OP_STOP, Outputs, Q_BAD, Q_GOOD, DeviceStats
-from hal.codec cimport D_OK, DecodeRow, EncodeRow, decode, encode, fill_decode, fill_encode
+from hal.codec cimport D_OK, decode, encode
 from hal.modbus cimport (
     RTU_WAIT, RX_CRC, RX_EXCEPTION, RX_MORE, RX_OK, RX_TIMEOUT, RtuMaster, rtu_abort, rtu_build, rtu_expire, rtu_feed, rtu_init,
     rtu_reset, rtu_sent,
 )
-
-from _core.image import SIGNALS
-from hal.rows import RATES, READBACK
+from hal.tables cimport *
 
 cdef enum:
     LOST_AFTER = 3              # failures in a row
@@ -33,7 +30,6 @@ cdef int64_t RETRY_MAX_NS = 5000000000
 cdef int64_t AGAIN_NS = 1000000000          # an operation or setting that was asked once is repeated so often while it is still asked
 cdef double STANDBY = 7.0                   # 701.InvSt
 
-KINDS = ("read", "verify", "command", "heartbeat", "reversion", "renew", "op_start", "op_exit_standby", "op_stop", "alarm_reset")
 
 
 # ---------------------------------------------------------------- devices
@@ -91,6 +87,7 @@ cdef void _answered(Bus* b, DevRow* d, int64_t now) noexcept nogil:
         d.backoff = 0
         d.again_ns = 0
         d.verify_next = 0
+        d.reset_seen = b.inputs.reset       # only an edge that it could have seen is passed on
         s.verified = 0 if d.n_verify > 0 else 1
     s.last_ok_ns = now
 
@@ -452,14 +449,7 @@ cdef void _on_open(Bus* b, int64_t now) noexcept nogil:
     b.deadline_ns = INT64_MAX
 
 
-# ---------------------------------------------------------------- from plain data to C tables
-
-cdef void* _alloc(size_t n, size_t size) except NULL:
-    cdef void* p = calloc(n if n > 0 else 1, size)
-    if p == NULL:
-        raise MemoryError(f"{n} rows")
-    return p
-
+# ---------------------------------------------------------------- Python's handle
 
 cdef class BusScan(BusPort):
     """One bus of the plan, ready for the engine: BusScan(table), table a hal.plan.BusTable.
@@ -474,9 +464,7 @@ cdef class BusScan(BusPort):
         self.c.command = table.command
         self.c.slot_tick = -2
         rtu_init(&self.c.m, table.spec.baud, table.spec.line.bits, table.spec.untimed, NULL)
-        self._allocate(table)
-        self._fill(table)
-        self._fill_parts(table)
+        build_tables(&self.c, table)
         self.bus.ctx = &self.c
         self.bus.on_tick = _on_tick
         self.bus.on_bytes = _on_bytes
@@ -485,127 +473,7 @@ cdef class BusScan(BusPort):
         self.bus.on_open = _on_open
 
     def __dealloc__(self):
-        free(self.c.txn)
-        free(self.c.dev)
-        free(self.c.dec)
-        free(self.c.dec_part)
-        free(self.c.enc)
-        free(self.c.part)
-        free(self.c.group)
-        free(self.c.words)
-
-    cdef object _allocate(self, table):
-        n_dec = sum(len(t.fields) for t in table.txns)
-        if len(table.fast) > MAX_FAST or len(table.slots) != HYPER:
-            raise ValueError(f"bus {self.name}: {len(table.fast)} fast reads (at most {MAX_FAST}), {len(table.slots)} slots ({HYPER})")
-        self.c.txn = <TxnRow*>_alloc(len(table.txns), sizeof(TxnRow))
-        self.c.dev = <DevRow*>_alloc(len(table.txns), sizeof(DevRow))
-        self.c.dec = <DecodeRow*>_alloc(n_dec, sizeof(DecodeRow))
-        self.c.dec_part = <int32_t*>_alloc(n_dec, sizeof(int32_t))
-        self.c.enc = <EncodeRow*>_alloc(sum(len(t.encodes) for t in table.txns), sizeof(EncodeRow))
-        self.c.part = <PartRow*>_alloc(n_dec, sizeof(PartRow))
-        self.c.group = <GroupRow*>_alloc(n_dec, sizeof(GroupRow))
-        self.c.words = <uint16_t*>_alloc(sum(len(t.verify) for t in table.txns), sizeof(uint16_t))
-
-    cdef object _fill(self, table):
-        cdef ScanCtx* c = &self.c
-        cdef TxnRow* row
-        cdef int i, j, n_dec = 0, n_enc = 0, n_word = 0
-        for i, t in enumerate(table.txns):
-            row = &c.txn[i]
-            row.dev = self._device(t, i)
-            row.kind = KINDS.index(t.kind)
-            row.readback = t.rate == READBACK
-            row.unit, row.fc, row.addr, row.count, row.waddr, row.wcount = t.unit, t.fc, t.addr, t.count, t.waddr, t.wcount
-            row.nominal_ns = round(t.wire.nominal_ms * 1e6)
-            row.turnaround_ns = round(t.wire.turnaround_ms * 1e6)
-            row.answer_ns = round(t.wire.answer_ms * 1e6)
-            row.back_ns = round(0.5e6 * (t.window_ms + t.update_ms))
-            row.sample_answer = t.sample == "answer"
-            row.dec0, row.n_dec, row.enc0, row.n_enc, row.word0 = n_dec, len(t.fields), n_enc, len(t.encodes), n_word
-            # Fields of one group lie together, so that a group is stamped once an answer.
-            for f in sorted(t.fields, key=lambda f: SIGNALS[f.signal][1]):
-                if not 0 <= f.addr - t.addr <= t.count - f.words:
-                    raise ValueError(f"{t.what}: {f.signal} at {f.addr} lies outside")
-                fill_decode(&c.dec[n_dec], f, t.addr)
-                n_dec += 1
-            for e in t.encodes:
-                if not 0 <= e.addr - t.waddr <= t.wcount - e.words:
-                    raise ValueError(f"{t.what}: register {e.addr} lies outside")
-                fill_encode(&c.enc[n_enc], e, t.waddr)
-                n_enc += 1
-            for w in t.verify:
-                c.words[n_word] = w
-                n_word += 1
-        c.n_txn = len(table.txns)
-        c.n_fast = len(table.fast)
-        for i in range(c.n_fast):
-            c.fast[i] = table.fast[i]
-        c.fast_next = c.n_fast
-        for i in range(HYPER):
-            c.slot[i] = table.slots[i]
-        c.early, c.skips = table.early, table.skips
-        c.limit_ns, c.slack_ns = round(table.limit_ms * 1e6), round(table.slack_ms * 1e6)
-
-    cdef int _device(self, t, int i) except -1:
-        """The DevRow of a transaction's device; transactions of a device and kind that come in numbers must lie together."""
-        cdef ScanCtx* c = &self.c
-        cdef DevRow* d
-        cdef int k, n, kind = KINDS.index(t.kind)
-        for k in range(c.n_dev):
-            if c.dev[k].index == t.device:
-                break
-        else:
-            k = c.n_dev
-            c.n_dev += 1
-            d = &c.dev[k]
-            d.index, d.unit, d.rvrt_s = t.device, t.unit, NAN
-            d.desync = 1
-            for n in range(N_KINDS):
-                d.txn[n] = -1
-        d = &c.dev[k]
-        if t.count and d.probe_fc == 0 and t.fc != 23:
-            d.probe_fc, d.probe_addr = t.fc, t.addr
-        if d.txn[kind] < 0:
-            d.txn[kind] = i
-        if kind == K_VERIFY:
-            if d.n_verify == 0:
-                d.verify0 = i
-            if d.verify0 + d.n_verify != i:
-                raise ValueError(f"{t.what}: verify transactions of a device must follow each other")
-            d.n_verify += 1
-        if kind == K_REVERSION:
-            if d.n_reversion == 0:
-                d.reversion0 = i
-            if d.reversion0 + d.n_reversion != i:
-                raise ValueError(f"{t.what}: reversion writes of a device must follow each other")
-            d.n_reversion += 1
-        return k
-
-    cdef object _fill_parts(self, table):
-        """Which transactions make up which group; those of its fastest rate stamp it."""
-        cdef ScanCtx* c = &self.c
-        cdef int n_group = 0, n_part = 0
-        order = {r: k for k, r in enumerate(RATES)}
-        by_group = {}
-        for i, t in enumerate(table.txns):
-            for f in t.fields:
-                by_group.setdefault(SIGNALS[f.signal][1], {})[i] = order[t.rate]
-        found = {}
-        for offset, txns in by_group.items():
-            c.group[n_group].offset = offset
-            c.group[n_group].part0 = n_part
-            c.group[n_group].n_part = len(txns)
-            for i, rate in txns.items():
-                c.part[n_part].group = n_group
-                c.part[n_part].owner = rate == min(txns.values())
-                found[i, offset] = n_part
-                n_part += 1
-            n_group += 1
-        c.n_part = n_part
-        for i, t in enumerate(table.txns):
-            for j, f in enumerate(sorted(t.fields, key=lambda f: SIGNALS[f.signal][1])):
-                c.dec_part[c.txn[i].dec0 + j] = found[i, SIGNALS[f.signal][1]]
+        free_tables(&self.c)
 
     @property
     def command_end_ns(self):
@@ -619,7 +487,7 @@ cdef class BusScan(BusPort):
 
 
 def compile_site(buses, devices, maps=None, timing=None):
-    """(Plan, [BusScan, ...]): plan the site and build its buses, in their order. Raises hal.plan.PlanError."""
+    """(Plan, [BusScan, ...] in the order of `buses`), ready for the engine; arguments of hal.plan.plan_site. Raises PlanError."""
     from hal.plan import SiteTiming, plan_site
 
     plan = plan_site(buses, devices, maps, timing or SiteTiming())

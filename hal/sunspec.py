@@ -1,11 +1,12 @@
 """SunSpec devices: scan the model chain, read the scale factors, compile to the rows of hal/rows.py.
 
-Runs before control starts (in the parent or a child): pysunspec2's model files are read here and nowhere else. Sources: SunSpec Device
-Information Model Specification V1.1 (chain, "not implemented" values), models 1, 201-203, 701-704, 713, 715, 802, 803.
+Runs before control starts (in the parent or a child): pysunspec2's model files are read here and nowhere else.
+Sources: SunSpec Device Information Model Specification V1.1 (chain, "not implemented" values), models 1, 201-203,
+701-704, 713, 715, 802, 803.
 
-Signs: 701.W and 704.WSet are generation +, which for a battery is discharge + (the contract's sign). 701.Var injects +. 201-203 count
-import + for W, and for VAR consumption (lagging) +, so q_var takes -1. 802 leaves the sign of A open ("flowing to/from"); discharge +
-is taken, as in 701, and `batt_i_sign` turns it.
+Signs: 701.W and 704.WSet are generation +, which for a battery is discharge + (the contract's sign). 701.Var injects
++. 201-203 count import + for W, and for VAR consumption (lagging) +, so q_var takes -1. 802 leaves the sign of A open
+("flowing to/from"); discharge + is taken, as in 701, and `batt_i_sign` turns it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ SENTINELS = {
     "uint32": (0xFFFFFFFF,), "enum32": (0xFFFFFFFF,), "bitfield32": (0xFFFFFFFF, 0x80000000), "sunssf": (0x8000,),
 }  # fmt: skip
 TYPES = {
-    "int16": "i16", "uint16": "u16", "enum16": "u16", "bitfield16": "u16", "int32": "i32", "uint32": "u32", "enum32": "u32",
+    "int16": "i16", "uint16": "u16", "enum16": "u16", "bitfield16": "u16", "int32": "i32", "uint32": "u32",
+    "enum32": "u32",
     "bitfield32": "u32",
 }  # fmt: skip
 ROLE_MODELS = {"pcs": (1, 701, 702, 704, 715), "meter": (1, 203), "bms": (1, 802, 803)}
@@ -80,7 +82,8 @@ class Model:
     points: dict[str, Point]
 
     def raw(self, name: str) -> int | None:
-        """Raw bits of a point, None where the model has no such point, is too short for it, or says "not implemented"."""
+        """Raw bits of a point, None where the model has no such point, is too short for it, or says "not
+        implemented"."""
         p = self.points.get(name)
         if p is None or p.offset + p.size > len(self.words):
             return None
@@ -106,7 +109,8 @@ class Model:
         if value is None or not -10 <= value <= 10:
             raise SunSpecError(
                 f"model {self.id}: {name} needs scale factor {sf} (register {self.addr + self.points[sf].offset}), "
-                f"but the device gives {'none' if value is None else value}; -10..10 is allowed: ask the vendor for a fix"
+                f"but the device gives {'none' if value is None else value}; -10..10 is allowed: ask the vendor "
+                f"for a fix"
             )
         return value
 
@@ -158,7 +162,8 @@ def definition(model_id: int) -> dict[str, Point] | None:
 
 
 def scan(transact: Transact, unit: int, bases: tuple[int, ...] = BASES) -> Scan:
-    """Find the chain, walk it, read every model. `transact` reads holding registers. Raises SunSpecError; at most MAX_MODELS models."""
+    """Find the chain, walk it, read every model. `transact` reads holding registers. Raises SunSpecError; at most
+    MAX_MODELS models."""
     base = _find_base(transact, unit, bases)
     models: dict[int, Model] = {}
     chain = []
@@ -168,9 +173,7 @@ def scan(transact: Transact, unit: int, bases: tuple[int, ...] = BASES) -> Scan:
         if model_id == END:
             break
         if model_id == 0 or at + 2 + length > 65535:
-            raise SunSpecError(
-                f"unit {unit}: register {at} says model {model_id}, length {length}: the chain is broken there"
-            )
+            raise SunSpecError(f"unit {unit}: register {at} says model {model_id}, length {length}: the chain is broken there")
         chain.append((model_id, at, length))
         points = definition(model_id)
         if points is not None and model_id not in models:  # a second one of a kind (another port, string) is not ours
@@ -224,9 +227,7 @@ class _Compiler:
         m = self.scan.models.get(model_id)
         if m is None:
             have = ", ".join(str(i) for i, _, _ in self.scan.chain)
-            raise SunSpecError(
-                f"unit {self.scan.unit}: no model {model_id} ({why}); the device has {have}: use a profile"
-            )
+            raise SunSpecError(f"unit {self.scan.unit}: no model {model_id} ({why}); the device has {have}: use a profile")
         return m
 
     def _scale(self, m: Model, point: str) -> float:
@@ -243,9 +244,7 @@ class _Compiler:
         p = m.points[point]
         unit = float(more.pop("unit", 1.0))
         scale = self._scale(m, point) * unit if unit == 1.0 else self._scale(m, point) / (1.0 / unit)
-        self.fields.append(
-            Field(signal, m.addr + p.offset, TYPES[p.type], 3, rate, scale=scale, nan=SENTINELS[p.type], **more)
-        )
+        self.fields.append(Field(signal, m.addr + p.offset, TYPES[p.type], 3, rate, scale=scale, nan=SENTINELS[p.type], **more))
         return True
 
     def must_read(self, m: Model, point: str, signal: str, rate: str, **more: Any) -> None:
@@ -268,7 +267,8 @@ class _Compiler:
         self.writes.append(Write(purpose, registers, 16, "ok"))
 
     def verify(self) -> tuple[Verify, ...]:
-        """Identity strings, headers of the models in use, and the scale factors in use (in runs: neighbours share a read)."""
+        """Identity strings, headers of the models in use, and the scale factors in use (in runs: neighbours share a
+        read)."""
         one = self.scan.models[1]
         rows = []
         for name in ("Mn", "Md", "SN"):
@@ -279,7 +279,7 @@ class _Compiler:
             rows.append(Verify(f"{model_id}.ID,L", m.addr, m.words[:2]))
             factors = {p.offset for p in m.points.values() if p.type == "sunssf"}
             run: list[int] = []
-            for at in sorted(m.points[n].offset for n in names) + [1 << 20]:
+            for at in [*sorted(m.points[n].offset for n in names), 1 << 20]:
                 if run and (at - run[-1] > 8 or not all(o in factors for o in range(run[-1], at))):
                     rows.append(Verify(f"{model_id}.SF", m.addr + run[0], m.words[run[0] : run[-1] + 1]))
                     run = []
@@ -292,8 +292,8 @@ def compile_device(scan: Scan, role: str, *, window_ms: float = 0.0, update_ms: 
     """Rows of a scanned device in `role` (pcs, meter, bms).
 
     window_ms, update_ms, turnaround_ms: what no SunSpec model says of a measurement; from the data sheet.
-    connect: OP_START also asks 802.SetOp to connect. batt_i_sign, p_sign: -1 where the device counts the other way round.
-    Raises SunSpecError.
+    connect: OP_START also asks 802.SetOp to connect. batt_i_sign, p_sign: -1 where the device counts the other way
+    round. Raises SunSpecError.
     """
     c = _Compiler(scan, role)
     if role == "pcs":
@@ -308,8 +308,8 @@ def compile_device(scan: Scan, role: str, *, window_ms: float = 0.0, update_ms: 
     info: dict[str, Any] = {"manufacturer": mn, "model": md, "serial": sn, "base": scan.base, "chain": list(scan.chain)}
     info |= _ratings(scan)
     return DeviceMap(
-        f"{mn} {md}".strip() or "SunSpec device", role, tuple(c.fields), tuple(c.writes), c.verify(), window_ms, update_ms,
-        turnaround_ms, blocks=tuple(c.blocks), info=info,
+        f"{mn} {md}".strip() or "SunSpec device", role, tuple(c.fields), tuple(c.writes), c.verify(), window_ms,
+        update_ms, turnaround_ms, blocks=tuple(c.blocks), info=info,
     )  # fmt: skip
 
 
@@ -431,8 +431,9 @@ def _ratings(scan: Scan) -> dict[str, float]:
 
 
 def assumed(role: str) -> DeviceMap:
-    """The transactions a complete device of `role` has, without a device: so that `ballast check` can plan offline. Scale factors are
-    taken as 0 and addresses from base 40000; nothing compiled from it may drive a device (DeviceMap.assumed)."""
+    """The transactions a complete device of `role` has, without a device: so that `ballast check` can plan offline.
+    Scale factors are taken as 0 and addresses from base 40000; nothing compiled from it may drive a device
+    (DeviceMap.assumed)."""
     if role not in ROLE_MODELS:
         raise SunSpecError(f"role {role}: SunSpec shapes are known for {', '.join(ROLE_MODELS)}")
     models, chain, at = {}, [], 40002
@@ -446,6 +447,4 @@ def assumed(role: str) -> DeviceMap:
         chain.append((model_id, at, size - 2))
         at += size
     device = compile_device(Scan(1, 40000, models, tuple(chain)), role)
-    from dataclasses import replace
-
     return replace(device, name=f"assumed SunSpec {role}", assumed=True, info={})

@@ -1,7 +1,8 @@
-"""Serial ports: opened raw, locked, and with an error that says what would do. Plus a blocking line for scans and probes.
+"""Serial ports: opened raw, locked, and with an error that says what would do. Plus a blocking line for scans and
+probes.
 
-Everything here may block and never runs on the control thread: a helper thread opens and hands over ready descriptors. Frames leave
-control with one write() by the engine's own send.
+Everything here may block and never runs on the control thread: a helper thread opens and hands over ready descriptors.
+Frames leave control with one write() by the engine's own send.
 """
 
 from __future__ import annotations
@@ -22,11 +23,7 @@ from typing import Any
 
 from hal.modbus import EXCEPTIONS, PyRtuMaster
 
-BAUDS = {
-    int(name[1:]): getattr(termios, name)
-    for name in dir(termios)
-    if name[0] == "B" and name[1:].isdigit() and name != "B0"
-}
+BAUDS = {int(name[1:]): getattr(termios, name) for name in dir(termios) if name[0] == "B" and name[1:].isdigit() and name != "B0"}
 TIOCGSERIAL, TIOCSSERIAL = 0x541E, 0x541F  # asm-generic/ioctls.h
 SERIAL_STRUCT_BYTES = 72
 FLAGS_OFFSET = 16  # int flags in struct serial_struct (linux/serial.h)
@@ -45,7 +42,8 @@ class PortError(OSError):
 
 
 class NoAnswer(OSError):
-    """A device did not answer, or not rightly. `result` is one of hal.modbus.RESULTS, `exception` the Modbus code (0: none)."""
+    """A device did not answer, or not rightly. `result` is one of hal.modbus.RESULTS, `exception` the Modbus code (0:
+    none)."""
 
     def __init__(self, text: str, result: str, exception: int = 0) -> None:
         super().__init__(errno.ETIMEDOUT if result == "timeout" else errno.EPROTO, text)
@@ -58,16 +56,13 @@ class NoAnswer(OSError):
 def open_port(port: str, baud: int, parity: str = "E", stop_bits: int = 1) -> int:
     """Open a tty raw, 8 data bits, non-blocking, locked against others. Returns its descriptor. Raises PortError.
 
-    VMIN=1, VTIME=0 with O_NONBLOCK: a read gives what is there. TIOCEXCL keeps other users out, flock other programs of root.
+    VMIN=1, VTIME=0 with O_NONBLOCK: a read gives what is there. TIOCEXCL keeps other users out, flock other programs
+    of root.
     """
     if baud not in BAUDS:
-        raise PortError(
-            port, f"{baud} baud is not a standard rate", "one of " + ", ".join(map(str, sorted(BAUDS))), errno.EINVAL
-        )
+        raise PortError(port, f"{baud} baud is not a standard rate", "one of " + ", ".join(map(str, sorted(BAUDS))), errno.EINVAL)
     if parity not in ("N", "E", "O") or stop_bits not in (1, 2):
-        raise PortError(
-            port, f"parity {parity!r}, {stop_bits} stop bits", "parity N, E or O and 1 or 2 stop bits", errno.EINVAL
-        )
+        raise PortError(port, f"parity {parity!r}, {stop_bits} stop bits", "parity N, E or O and 1 or 2 stop bits", errno.EINVAL)
     try:
         fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as e:
@@ -88,16 +83,12 @@ def _explain(port: str, e: OSError) -> PortError:
     if e.errno == errno.ENOENT:
         have = sorted(str(p) for pattern in ("ttyUSB*", "ttyACM*", "ttyS*") for p in Path("/dev").glob(pattern))[:8]
         seen = "there are " + ", ".join(have) if have else "no serial port is here at all"
-        return PortError(
-            port, "does not exist", f"check plug and name ({seen}); /dev/serial/by-id keeps names stable", e.errno
-        )
+        return PortError(port, "does not exist", f"check plug and name ({seen}); /dev/serial/by-id keeps names stable", e.errno)
     if e.errno in (errno.EACCES, errno.EPERM):
         group = "dialout"
         with contextlib.suppress(OSError, KeyError):
             group = grp.getgrgid(os.stat(port).st_gid).gr_name
-        return PortError(
-            port, "may not be opened by this user", f"usermod -aG {group} $USER, then log in again", e.errno
-        )
+        return PortError(port, "may not be opened by this user", f"usermod -aG {group} $USER, then log in again", e.errno)
     if e.errno == errno.EBUSY:
         return PortError(port, f"is in use{_holder(port)}", "stop that program", e.errno)
     if e.errno in (errno.ENXIO, errno.EIO, errno.ENODEV):
@@ -130,9 +121,7 @@ def _lock(port: str, fd: int) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
-        raise PortError(
-            port, f"is locked{_holder(port)}", "stop the program that holds it", e.errno or errno.EBUSY
-        ) from None
+        raise PortError(port, f"is locked{_holder(port)}", "stop the program that holds it", e.errno or errno.EBUSY) from None
     with contextlib.suppress(OSError):  # not every driver has it; flock is held already
         fcntl.ioctl(fd, termios.TIOCEXCL)
 
@@ -152,9 +141,7 @@ def _configure(port: str, fd: int, baud: int, parity: str, stop_bits: int) -> No
         termios.tcsetattr(fd, termios.TCSANOW, attrs)
         got = termios.tcgetattr(fd)
     except termios.error as e:
-        raise PortError(
-            port, f"refuses {baud} baud 8{parity}{stop_bits}: {e.args[-1]}", "another baud rate or adapter"
-        ) from None
+        raise PortError(port, f"refuses {baud} baud 8{parity}{stop_bits}: {e.args[-1]}", "another baud rate or adapter") from None
     if got[4] != BAUDS[baud]:
         raise PortError(port, f"did not take {baud} baud", "a rate that the adapter has", errno.EINVAL)
     termios.tcflush(fd, termios.TCIOFLUSH)
@@ -186,9 +173,7 @@ class BlockingLine:
     fd: open descriptor (tty, PTY, socket). untimed: no baud behind it (PTY, socket), so no answer is too soon.
     """
 
-    def __init__(
-        self, fd: int, baud: int = 115200, bits: int = 11, *, untimed: bool = False, timeout_s: float = 0.5
-    ) -> None:
+    def __init__(self, fd: int, baud: int = 115200, bits: int = 11, *, untimed: bool = False, timeout_s: float = 0.5) -> None:
         self.fd = fd
         self.master = PyRtuMaster(baud, bits, untimed)
         self.timeout_ns = round(timeout_s * 1e9)
@@ -197,10 +182,9 @@ class BlockingLine:
         """Read registers: the `transact` that hal.sunspec.scan wants."""
         return self.transact(unit, fc, addr, count)
 
-    def transact(
-        self, unit: int, fc: int, addr: int, count: int = 0, values: Sequence[int] = (), waddr: int = -1
-    ) -> list[int]:
-        """One transaction; registers read (empty for plain writes). Raises NoAnswer, ValueError (no such request), OSError."""
+    def transact(self, unit: int, fc: int, addr: int, count: int = 0, values: Sequence[int] = (), waddr: int = -1) -> list[int]:
+        """One transaction; registers read (empty for plain writes). Raises NoAnswer, ValueError (no such request),
+        OSError."""
         m = self.master
         self._until(m.ready_ns)
         frame = m.request(unit, fc, addr, count, values, waddr)

@@ -1,4 +1,5 @@
-"""Wire time of Modbus RTU transactions and the latency they add up to. Arithmetic only; hal/plan.py places the transactions.
+"""Wire time of Modbus RTU transactions and the latency they add up to. Arithmetic only; hal/plan.py places the
+transactions.
 
 Source: Modbus over serial line V1.02, clause 2.5.1 (characters of 11 bits, t3.5 fixed at 1.75 ms above 19200 baud).
 """

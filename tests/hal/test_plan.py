@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import replace
 
 import pytest
+
 from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
 from hal.profile import load_profile
 from hal.rows import DeviceMap
@@ -62,10 +64,8 @@ def test_once_a_second_traffic_is_spread() -> None:
     table = site().tables[1]
     readback = max(set(table.slots), key=table.slots.count)
     others = [t for t, i in enumerate(table.slots) if i != readback]
-    assert [b - a for a, b in zip(others, others[1:], strict=False)] == [25, 25, 25]
-    renew = [
-        t for t, i in enumerate(site(rvrt_s=1.0).tables[1].slots) if i >= 0 and site().tables[1].txns[i].kind == "renew"
-    ]
+    assert [b - a for a, b in itertools.pairwise(others)] == [25, 25, 25]
+    renew = [t for t, i in enumerate(site(rvrt_s=1.0).tables[1].slots) if i >= 0 and site().tables[1].txns[i].kind == "renew"]
     assert len(renew) == 3  # every third of a timer of one second
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from _core.image import OUTPUTS, SIGNALS
+
 from hal.profile import ProfileError, list_profiles, load_profile, parse_profile
 from hal.rows import ROLE_SIGNALS, SOURCES, pack, to_words
-
-from _core.image import OUTPUTS, SIGNALS
 
 HEAD = 'name = "x"\nrole = "meter"\n'
 ROW = '[[read]]\nsignal = "grid_p_w"\naddress = 0\ntype = "f32"\n'
@@ -81,9 +81,7 @@ def test_errors_name_key_and_remedy(text: str, key: str) -> None:
 
 
 def test_every_error_at_once() -> None:
-    problems = why(
-        'role = "meter"\nsample = "never"\n' + ROW.replace("f32", "f23").replace("grid_p_w", "nope") + "\n[[read]]\n"
-    )
+    problems = why('role = "meter"\nsample = "never"\n' + ROW.replace("f32", "f23").replace("grid_p_w", "nope") + "\n[[read]]\n")
     assert len(problems) >= 7
 
 
@@ -116,10 +114,7 @@ def test_writes_are_blocks_without_holes(more: str, text: str) -> None:
 
 
 def test_fc06_writes_one_register_and_fc23_reads() -> None:
-    assert any(
-        "FC06" in p
-        for p in why(PCS + WRITE.format('cyclic_write = "ok"\nfc = 6', ', {address = 201, type = "u16", const = 1}'))
-    )
+    assert any("FC06" in p for p in why(PCS + WRITE.format('cyclic_write = "ok"\nfc = 6', ', {address = 201, type = "u16", const = 1}')))
     assert any("FC23" in p for p in why(PCS + WRITE.format('cyclic_write = "ok"\nfc = 23', "")))
 
 

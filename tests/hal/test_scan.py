@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from dataclasses import replace
 
 import pytest
+
 from hal.plan import BusSpec, DeviceSpec, Plan, SiteTiming, plan_site
 from hal.profile import load_profile
 from hal.sunspec import compile_device, scan
-
 from tests.hal import sunspec_image
 from tests.hal.world import MS, Slave, World, crc, frames
 
@@ -63,7 +64,7 @@ def at(times: list[int], ms: float) -> bool:
 
 
 def test_built_in_tick_is_exact_to_the_plan() -> None:
-    plan, world, meter, _bms, pcs = running()
+    plan, world, _meter, _bms, _pcs = running()
     world.run(100)
     b = world.bench
     fast = frames(world, 0, unit=1)
@@ -84,9 +85,7 @@ def test_built_in_tick_is_exact_to_the_plan() -> None:
     for k in range(2):
         s = b.bus(k)
         assert s["transactions"] > 0
-        assert all(
-            s[x] == 0 for x in ("timeouts", "crc_errors", "late", "overruns", "long_frames", "wrong_unit", "unsent")
-        )
+        assert all(s[x] == 0 for x in ("timeouts", "crc_errors", "late", "overruns", "long_frames", "wrong_unit", "unsent"))
 
 
 def pcs_addr(model: int) -> int:
@@ -98,7 +97,7 @@ def test_after_slots_end_before_the_bus_is_needed() -> None:
     world.run(100)
     for bus in range(2):
         times = [t for b, t, _ in world.sent if b == bus]
-        gap = min(b - a for a, b in zip(times, times[1:], strict=False))
+        gap = min(b - a for a, b in itertools.pairwise(times))
         assert gap > 3.4 * MS  # never two requests without answer and silence between them
     slow = [t for t, f in frames(world, 0) if f[0] == 2]
     assert len(slow) == 100 and at(slow, plan.step_ms + 1.75)
@@ -131,7 +130,7 @@ def test_gate_closed_no_command() -> None:
 
 
 def test_unverified_device_gets_no_command_and_is_not_read() -> None:
-    plan, world, _, _, pcs = built_in()
+    _plan, world, _, _, pcs = built_in()
     pcs.registers[pcs_addr(704) + 55] = 1  # somebody changed WSet_SF: the same number would now be ten times the power
     world.bench.ask(gate=1)
     world.run(100)
@@ -173,11 +172,11 @@ def test_one_lost_frame_costs_one_tick() -> None:
 
 
 def test_dead_device_waits_grow_and_cost_the_others_nothing() -> None:
-    plan, world, meter, bms, _ = running()
+    plan, world, _meter, bms, _ = running()
     bms.dead = True
     world.run(2000)
     asked = [t for b, t, f in world.sent if b == 0 and f[0] == 2]
-    gaps = [(b - a) / 1e9 for a, b in zip(asked, asked[1:], strict=False)]
+    gaps = [(b - a) / 1e9 for a, b in itertools.pairwise(asked)]
     attempts = [g for g in gaps[3:]]
     assert attempts[:6] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 5.0], abs=0.05)
     assert attempts[6] == pytest.approx(5.0, abs=0.05)
@@ -292,7 +291,7 @@ def answer_addr(offset: int) -> int:
 
 
 def test_reversion_heartbeat_and_operation() -> None:
-    plan, world, _, bms, pcs = running()
+    _plan, world, _, bms, pcs = running()
     ctl, life = pcs_addr(704), pcs_addr(715)
     pcs.writes.clear()
     world.bench.put("rvrt_s", 5.0)
@@ -313,7 +312,7 @@ def test_reversion_heartbeat_and_operation() -> None:
     world.run(10)
     assert [w for _, a, w in pcs.writes if a == life + 7] == [[1]]
     renewals = [t for t, a, _ in pcs.writes if a == ctl + 31]
-    assert max(b - a for a, b in zip(renewals, renewals[1:], strict=False)) <= 5e9 / 3
+    assert max(b - a for a, b in itertools.pairwise(renewals)) <= 5e9 / 3
 
 
 def test_reversion_is_written_again_after_the_pcs_was_away() -> None:
@@ -332,7 +331,7 @@ def test_reversion_is_written_again_after_the_pcs_was_away() -> None:
 
 
 def test_echoing_adapter() -> None:
-    plan, world, meter, bms, pcs = built_in()
+    plan, world, _meter, _bms, _pcs = built_in()
     for slaves in world.slaves:
         for s in slaves:
             s.before = lambda frame, answer: (frame + answer, 0)
@@ -441,3 +440,14 @@ def test_slower_fields_of_a_fast_group_become_nan_not_old() -> None:
     meter.before = lambda frame, answer: (None if frame[3] == 10 else answer, 0)
     world.run(20)
     assert math.isnan(world.bench.get("f_hz"))
+
+
+def test_compile_site_builds_a_bus_for_every_line() -> None:
+    from hal.scan import compile_site
+
+    plan, buses = compile_site(
+        [BusSpec("A", baud=460800), BusSpec("B", baud=460800)],
+        [DeviceSpec("m", "meter", "A", 1, "meter"), DeviceSpec("p", "pcs", "B", 1, "pcs")],
+        {"meter": load_profile("ballast_virtual_meter"), "pcs": load_profile("generic_pcs")},
+    )
+    assert [b.name for b in buses] == ["A", "B"] and [b.table for b in buses] == plan.tables

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+
 from hal.rows import DeviceMap, pack
 from hal.sunspec import SunSpecError, assumed, compile_device, definition, scan
-
 from tests.hal import sunspec_image
 
 
@@ -103,9 +103,7 @@ def test_battery_and_meter() -> None:
 def test_713_stands_in_for_a_missing_802() -> None:
     image: dict[int, int] = {}
     at = sunspec_image.start(image, 40000)
-    at = sunspec_image.model(
-        image, at, 713, 7, {2: [250], 4: [5050], 5: [990], 6: [0], 7: [3], 8: [sunspec_image.sf(-2)]}
-    )
+    at = sunspec_image.model(image, at, 713, 7, {2: [250], 4: [5050], 5: [990], 6: [0], 7: [3], 8: [sunspec_image.sf(-2)]})
     sunspec_image.end(image, at)
     device = compile_device(scan(reader(image), 1), "bms")
     assert {"soc", "bms_state"} <= device.signals()
@@ -139,9 +137,7 @@ def spoil(what: str) -> dict[int, int]:
     return image
 
 
-@pytest.mark.parametrize(
-    "what", ["no SunS", "no model 704", "scale factor", "broken", "runs in circles", "does not implement W"]
-)
+@pytest.mark.parametrize("what", ["no SunS", "no model 704", "scale factor", "broken", "runs in circles", "does not implement W"])
 def test_refusals_say_why(what: str) -> None:
     with pytest.raises(SunSpecError, match="SunS" if what == "no SunS" else what):
         compile_device(scan(reader(spoil(what)), 1), "pcs")
@@ -163,10 +159,12 @@ def test_offsets_of_the_definitions() -> None:
     """pysunspec2's files against the offsets that the rows rest on (SunSpec models, sunspec/models)."""
     expected = {
         701: {"St": 3, "InvSt": 4, "W": 10, "Var": 12, "LNV": 16, "Hz": 17, "W_SF": 116},
-        704: {"WSetEna": 22, "WSetMod": 23, "WSet": 24, "WSetRvrt": 26, "WSetPct": 28, "WSetEnaRvrt": 30, "WSetRvrtTms": 31,
+        704: {"WSetEna": 22, "WSetMod": 23, "WSet": 24, "WSetRvrt": 26, "WSetPct": 28, "WSetEnaRvrt": 30,
+        "WSetRvrtTms": 31,
               "WSetRvrtRem": 33, "WSet_SF": 55},
         715: {"LocRemCtl": 2, "DERHb": 3, "ControllerHb": 5, "AlarmReset": 7, "OpCtl": 8},
-        802: {"WChaRteMax": 4, "SoC": 11, "State": 22, "Evt1": 26, "V": 34, "A": 44, "ADisChaMax": 46, "SetOp": 50, "SoC_SF": 56},
+        802: {"WChaRteMax": 4, "SoC": 11, "State": 22, "Evt1": 26, "V": 34, "A": 44, "ADisChaMax": 46, "SetOp": 50,
+        "SoC_SF": 56},
     }  # fmt: skip
     for model_id, offsets in expected.items():
         points = definition(model_id)

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from hal.sunspec import compile_device, scan
 from hal.wire import BlockingLine, NoAnswer, PortError, close_port, low_latency, open_port, transact
-
 from tests.hal import sunspec_image
 
 
@@ -46,7 +46,8 @@ def test_open_sets_the_line(pair: tuple[int, str], baud: int, parity: str, stop:
 
 
 def test_a_second_opener_is_told_who_holds_the_port(pair: tuple[int, str]) -> None:
-    code = "import sys,time; from hal.wire import open_port; open_port(sys.argv[1], 9600); print('ok', flush=True); time.sleep(30)"
+    code = "import sys, time; from hal.wire import open_port; open_port(sys.argv[1], 9600); print('ok', flush=True)"
+    code += "; time.sleep(30)"
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", code, pair[1]], stdout=subprocess.PIPE, text=True, cwd=root) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "ok\n"

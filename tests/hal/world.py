@@ -1,4 +1,5 @@
-"""A site in virtual time: BusScans, baud-true wires, small slaves. The slaves share no code with hal: frames are built by hand."""
+"""A site in virtual time: BusScans, baud-true wires, small slaves. The slaves share no code with hal: frames are built
+by hand."""
 
 from __future__ import annotations
 
@@ -8,9 +9,10 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from hal.plan import Plan
 from hal.scan import BusScan
 from hal.scanbench import ScanBench
+
+from hal.plan import Plan
 
 MS = 1_000_000
 
@@ -25,7 +27,8 @@ def crc(data: bytes) -> bytes:
 
 
 class Slave:
-    """Registers behind a unit id. `before` may change or drop an answer: before(frame, answer) -> (answer or None, extra delay ns)."""
+    """Registers behind a unit id. `before` may change or drop an answer: before(frame, answer) -> (answer or None,
+    extra delay ns)."""
 
     def __init__(self, unit: int, registers: dict[int, int], turnaround_ns: int = 0) -> None:
         self.unit, self.registers, self.turnaround_ns = unit, registers, turnaround_ns
