@@ -14,23 +14,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
-from hal.profile import ProfileError, load_profile
-from hal.rows import DeviceMap
-
 from controller import site as sites
 from controller.problems import Problem, SiteError
 from controller.settings import ROLES, Value
 from controller.site import Bus, Device, Site
+from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
+from hal.profile import ProfileError, load_profile
+from hal.rows import DeviceMap
 
 SUNSPEC = "sunspec"
 SUNSPEC_ROLES = ("pcs", "meter", "bms")
 Transact = Callable[[int, int, int, int], list[int]]  # (unit, function, address, count) -> registers
 
 
-def load_site(
-    path: str | Path | None, sets: Iterable[str] = (), plant_keys: Callable[[], Iterable[str]] | None = None
-) -> Site:
+def load_site(path: str | Path | None, sets: Iterable[str] = (), plant_keys: Callable[[], Iterable[str]] | None = None) -> Site:
     """The site of a file (None: built-in) with overrides, its profiles checked too. Raises SiteError with every
     problem.
 
@@ -85,9 +82,7 @@ def _profile(site: Site, device: Device) -> DeviceMap:
         raise SiteError([head, *(Problem("", "", None, str(p)) for p in e.problems)]) from None
     if found.role != device.role:
         why = f"is the profile of a {found.role}, the device's role is {device.role}"
-        raise SiteError(
-            [Problem(site.file, key, device.profile, why, f'write role = "{found.role}", or another profile')]
-        )
+        raise SiteError([Problem(site.file, key, device.profile, why, f'write role = "{found.role}", or another profile')])
     return found
 
 
@@ -159,10 +154,22 @@ def engine_timing(made: Plan) -> dict[str, int]:
 
 
 def open_port(bus: Bus, path: str) -> int:
-    """A ready descriptor: raw, non-blocking, exclusive, locked. Raises OSError or ValueError with the reason."""
-    from hal.wire import open_tty
+    """A ready descriptor: raw, non-blocking, exclusive, locked. Raises hal.wire.PortError."""
+    from hal import wire  # only where there are ports: a simulation has none
 
-    return int(open_tty(path, bus.baud, bus.parity, bus.stop_bits))
+    # A PTY keeps no parity bit, and glibc's tcsetattr answers EINVAL when asked for one a second time. Wire time is the plan's business.
+    parity = "N" if bus.port == sites.VIRTUAL else bus.parity
+    return int(wire.open_port(path, bus.baud, parity, bus.stop_bits))
+
+
+def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
+    """Asks the drivers of real ports not to hold bytes back; a line for each that does not grant it."""
+    if site.virtual:
+        return []
+    from hal import wire
+
+    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in zip(site.buses, fds, strict=True)]
+    return [f"bus {name}: {why}" for name, why in granted if why]
 
 
 def kernel_site(site: Site, maps: Sequence[DeviceMap] | None = None) -> dict[str, Any]:

@@ -93,9 +93,7 @@ class Parent:
     def start(self) -> None:
         """Starts everything. Raises SiteError where the virtual cabinet refuses its load or settings."""
         if self.site.virtual:
-            self.plant = Plant(
-                self.site, plant_config(self.site, self.options.load), self.directory, self.clock, self.log
-            )
+            self.plant = Plant(self.site, plant_config(self.site, self.options.load), self.directory, self.clock, self.log)
             self.plant.start()
             self.instance.plant_pid = self.plant.child.pid
         common = ["--directory", str(self.directory), "--image-fd", str(self.image.fd), "--parent", str(os.getpid())]

@@ -71,9 +71,7 @@ def _rows() -> list[Setting]:
         Setting("grid.ramp_down_w_per_s", 2000, 1, 1e8, "W/s", "largest fall of grid import"),
         Setting("grid.feeder_w", 500e3, 1, 1e8, "W", "rating of feeder and PCC breaker"),
         Setting("grid.billing_window_s", 900, 0, 3600, "s", "billing window of the import limit; 0: none"),
-        Setting(
-            "grid.enter_service_delay_s", 0, 0, 1200, "s", "grid good for so long before power, cold or after a trip"
-        ),
+        Setting("grid.enter_service_delay_s", 0, 0, 1200, "s", "grid good for so long before power, cold or after a trip"),
         Setting("grid.f_min_hz", None, 40, 65, "Hz", "below it for trip_s: trip"),
         Setting("grid.f_max_hz", None, 45, 70, "Hz", "above it for trip_s: trip"),
         Setting("grid.v_min_pu", None, 0.1, 1, "1", "below it for trip_s: trip"),
@@ -102,9 +100,7 @@ def _rows() -> list[Setting]:
         Setting("battery.v_max_v", 0, 0, 3000, "V", "charge tapers toward it; 0: the BMS limits alone"),
         Setting("pcs.s_rated_va", 250e3, 1e3, 1e7, "VA", "apparent power rating"),
         Setting("pcs.p_max_w", None, 1e3, 1e7, "W", "largest active power; default: the rating"),
-        Setting(
-            "pcs.dead_time_s", 0.001, 0, 0.63, "s", "from detection of the command frame to the first change of power"
-        ),
+        Setting("pcs.dead_time_s", 0.001, 0, 0.63, "s", "from detection of the command frame to the first change of power"),
         Setting("pcs.tau_s", 0.002, 0, 2, "s", "first-order lag of AC power"),
         Setting("pcs.reversion_s", 5, 1, 60, "s", "power goes to 0 so long after the last renewal (WSetRvrtTms)"),
         Setting("pcs.slew_w_per_s", 0, 0, 1e9, "W/s", "slew of our own command; 0: none"),
@@ -140,9 +136,7 @@ def _rows() -> list[Setting]:
             "s",
             "full bandwidth up to this alignment error of the PCS model",
         ),
-        Setting(
-            "realtime.priority", 90, 0, 98, "", "SCHED_FIFO priority of the control thread; 0: leave it alone", "int"
-        ),
+        Setting("realtime.priority", 90, 0, 98, "", "SCHED_FIFO priority of the control thread; 0: leave it alone", "int"),
         Setting("realtime.cpu", -1, -1, 1023, "", "CPU the control thread is bound to; -1: none", "int"),
     ]
 
@@ -186,9 +180,7 @@ SCHEDULE = {
             needed=True,
         ),
         Setting("days", None, 0, 7, "", 'days on which it begins, such as ["mon", "tue"]; default: every day', "days"),
-        Setting(
-            "base_w", None, -1e8, 1e8, "W", "added to the target of grid import: + charges the battery", needed=True
-        ),
+        Setting("base_w", None, -1e8, 1e8, "W", "added to the target of grid import: + charges the battery", needed=True),
     )
 }
 
