@@ -162,6 +162,13 @@ def open_port(bus: Bus, path: str) -> int:
     return int(wire.open_port(path, bus.baud, parity, bus.stop_bits))
 
 
+def blocking_line(bus: Bus, fd: int) -> Transact:
+    """Blocking reads over an open port: for scanning before the engine starts, never beside it."""
+    from hal.wire import BlockingLine
+
+    return BlockingLine(fd, bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, timeout_s=0.25)
+
+
 def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
     """Asks the drivers of real ports not to hold bytes back; a line for each that does not grant it."""
     if site.virtual:

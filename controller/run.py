@@ -249,6 +249,7 @@ class Parent:
             self.figures = {
                 "stats": self.image.engine_stats(),
                 "buses": summary.buses(self.image, self.site),
+                "not_held_s": (self.image.latest() or {"out": {"not_held_s": None}})["out"]["not_held_s"],
                 "duration_s": (self.clock.monotonic_ns() - self.began_ns) / 1e9,
             }
             if self.plant is not None and self.options.out is not None:
@@ -282,10 +283,16 @@ class Parent:
         if self.figures is None:
             say("ballast", "no tick was run: no summary")
             return
-        judged = judge(self.options.out) if self.figures.get("truth") else None
         store = Store(Path(self.instance.store), self.instance.run)
-        rows = summary.event_rows(store.events(), self.began_ns or 0)
+        events = store.events()
         store.close()
+        rows = summary.event_rows(events, self.began_ns or 0)
+        judged = None
+        if self.figures.get("truth"):
+            grid_ns = next((t_ns for _, t_ns, kind, text in events if kind == "mode" and text.endswith("GRID")), None)
+            judged = judge(self.options.out, self.site, grid_ns)
+        if judged is not None:
+            judged["grid"] = dict(judged.get("grid") or {}) | {"ramp_not_held_s": self.figures["not_held_s"]}
         text = summary.compose(
             site=self.site,
             mode="run",
@@ -301,11 +308,14 @@ class Parent:
         say("ballast", f"wrote {summary.write(text, self.options.out)}")
 
 
-def judge(out: Path) -> dict[str, Any] | None:
+def judge(out: Path, site: Site, grid_ns: int | None) -> dict[str, Any] | None:
     """Figures from truth.npz (and site.json) in `out`, by the judge in a process of its own; None (and a line) where
     it cannot.
     """
-    argv = [sys.executable, "-m", "bench.judge", str(out)]
+    ramp = max(site.num("grid.ramp_up_w_per_s"), site.num("grid.ramp_down_w_per_s"))
+    argv = [sys.executable, "-m", "bench.judge", str(out), "--ramp", f"{ramp:g}"]
+    argv += ["--import-limit", f"{site.num('grid.import_limit_w'):g}"]
+    argv += ["--since-ns", str(grid_ns)] if grid_ns is not None else []
     done = subprocess.run(argv, capture_output=True, text=True)
     try:
         return dict(json.loads(done.stdout))

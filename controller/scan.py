@@ -11,33 +11,31 @@ from __future__ import annotations
 import argparse
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from controller import build
 from controller.problems import SiteError
 from controller.process import EXIT_FAILED, EXIT_INPUT, EXIT_OK
-from controller.site import Bus
-from hal.sunspec import SunSpecError
-from hal.wire import BlockingLine, NoAnswer
 
 TRIES = 3
-ANSWER_S = 0.25  # a slow device's turnaround; a good one answers in a few ms
 
 
-def asker(fd: int, bus: Bus) -> build.Transact:
-    """Reads of one bus, each tried three times. Raises NoAnswer."""
-    line = BlockingLine(fd, bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, timeout_s=ANSWER_S)
+def patient(ask: Callable[[int, int, int, int], list[int]]) -> Callable[[int, int, int, int], list[int]]:
+    """The same read, tried three times where nobody answers: one lost frame is no reason to wait for the whole scan again."""
 
-    def ask(unit: int, function: int, address: int, count: int) -> list[int]:
-        for left in reversed(range(TRIES)):
+    def read(unit: int, function: int, address: int, count: int) -> list[int]:
+        from hal.wire import NoAnswer
+
+        for _ in range(TRIES - 1):
             try:
-                return line(unit, function, address, count)
+                return ask(unit, function, address, count)
             except NoAnswer as e:
-                if not left or e.exception:  # an exception is an answer
-                    raise NoAnswer(f"bus {bus.name}, {e}", e.result, e.exception) from None
-        raise AssertionError("unreachable")
+                if e.exception:
+                    raise
+        return ask(unit, function, address, count)
 
-    return ask
+    return read
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fds", required=True)
     args = parser.parse_args(argv)
     site = build.site_from(args.directory / "site.json")
-    asks = {bus.name: asker(int(fd), bus) for bus, fd in zip(site.buses, args.fds.split(","), strict=True)}
+    asks = {b.name: patient(build.blocking_line(b, int(fd))) for b, fd in zip(site.buses, args.fds.split(","), strict=True)}
+    from hal.sunspec import SunSpecError
+
     try:
         maps = build.device_maps(site, lambda bus: asks[bus.name])
     except (SiteError, SunSpecError) as e:
