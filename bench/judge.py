@@ -23,6 +23,7 @@ from bench import metrics
 
 SETTLE_S = 5.0
 FOUND_WITHIN_S = 1.0  # a step nobody answers counts with this latency
+EXCUSE_MS = 60.0            # a late wake of the plant after this excuses no answer
 Truth = Mapping[str, NDArray[Any]]
 
 
@@ -65,7 +66,7 @@ def latencies(truth: Truth, since_ns: int, until_ns: int | None = None) -> dict[
     load_to_power: to the instant 90 % of that command's own change stands at the terminals; where a later command
     took its place before that, to the later one's 90 %. A step that is answered late counts with the time it took,
     one that is not answered within 1 s counts with 1 s. Left out, and counted in `excluded`: steps between which and
-    their answer the plant itself woke more than 0.5 ms late (real time only).
+    their answer, at most 60 ms later, the plant itself woke more than 0.5 ms late (real time only).
     """
     t_end, value_w, t90 = truth["cmd_t_end_ns"], truth["cmd_value_w"], truth["cmd_t90_ns"]
     reached = np.flatnonzero(t90 >= 0)
@@ -83,7 +84,7 @@ def latencies(truth: Truth, since_ns: int, until_ns: int | None = None) -> dict[
             k = int(np.searchsorted(reached, i))
             if k < len(reached):
                 to_power = min((int(t90[reached[k]]) - t_ns) * 1e-6, to_power)
-        end_ns = t_ns + int(max(to_power, to_command) * 1e6)
+        end_ns = t_ns + int(min(max(to_power, to_command), EXCUSE_MS) * 1e6)
         a = int(np.searchsorted(late_to, t_ns))
         if a < len(late_from) and late_from[a] <= end_ns:
             excluded += 1

@@ -283,7 +283,9 @@ def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mappi
     plans = {b.name: _BusPlan(b, []) for b in buses}
     if len(plans) != len(buses) or len(buses) > MAX_BUSES or len(devices) > MAX_DEVICES:
         what = f"{len(buses)} buses ({len(plans)} names), {len(devices)} devices"
-        problems.append(PlanProblem("", f"{what}: at most {MAX_BUSES} buses of different names and {MAX_DEVICES} devices"))
+        problems.append(
+            PlanProblem("", f"{what}: at most {MAX_BUSES} buses of different names and {MAX_DEVICES} devices")
+        )
     taken: dict[tuple[str, int], str] = {}
     for i, d in enumerate(devices):
         device = maps.get(d.map) if isinstance(d.map, str) else d.map
@@ -302,14 +304,22 @@ def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mappi
         plans[d.bus].devices.append((i, d, device))
     maps_used = [m for b in plans.values() for _, _, m in b.devices]
     if not any(f.signal == "grid_p_w" and f.rate == FAST for m in maps_used for f in m.fields):
-        problems.append(PlanProblem("", "no device gives grid_p_w fast", ("a meter whose profile reads it in group fast",)))
+        problems.append(
+            PlanProblem("", "no device gives grid_p_w fast", ("a meter whose profile reads it in group fast",))
+        )
     commands = sum(w.purpose == COMMAND for m in maps_used for w in m.writes)
     if commands != 1:
-        problems.append(PlanProblem("", f"{commands} devices take the power command; one writer for one command", ("exactly one pcs",)))
+        problems.append(
+            PlanProblem(
+                "", f"{commands} devices take the power command; one writer for one command", ("exactly one pcs",)
+            )
+        )
     return list(plans.values())
 
 
-def _read_txn(b: _BusPlan, index: int, d: DeviceSpec, device: DeviceMap, fc: int, addr: int, count: int, **more: Any) -> Txn:
+def _read_txn(
+    b: _BusPlan, index: int, d: DeviceSpec, device: DeviceMap, fc: int, addr: int, count: int, **more: Any
+) -> Txn:
     wire = WireTime(b.spec.line, request_chars(fc), answer_chars(fc, count), device.turnaround_ms)
     return Txn(
         more.pop("name", d.name), index, d.unit, fc, addr, count, 0, 0, more.pop("kind", "read"), more.pop("rate", SLOW), wire,
@@ -387,9 +397,14 @@ def _ways_out(b: _BusPlan, parts: list[Txn]) -> tuple[str, ...]:
     writes = [t for t in parts if t.wcount and not t.count]
     if reads and writes and len({t.device for t in parts}) == 1:
         wire = WireTime(
-            b.spec.line, request_chars(23, writes[0].wcount), answer_chars(23, reads[0].count), reads[0].wire.turnaround_ms
+            b.spec.line,
+            request_chars(23, writes[0].wcount),
+            answer_chars(23, reads[0].count),
+            reads[0].wire.turnaround_ms,
         )
-        ways.append(f"FC23 where the device has it ({wire.total_ms:.2f} ms; it writes before it reads: data of the next tick)")
+        ways.append(
+            f"FC23 where the device has it ({wire.total_ms:.2f} ms; it writes before it reads: data of the next tick)"
+        )
     return tuple(ways)
 
 
@@ -422,11 +437,15 @@ def _after_txns(b: _BusPlan, budget_ms: float) -> list[Txn] | None:
         for r in pack(device, limit):
             if r.rate != FAST:
                 name = f"{d.name} {r.rate} {r.addr}"
-                txns.append(_read_txn(b, index, d, device, r.fc, r.addr, r.count, rate=r.rate, fields=r.fields, name=name))
+                txns.append(
+                    _read_txn(b, index, d, device, r.fc, r.addr, r.count, rate=r.rate, fields=r.fields, name=name)
+                )
         txns += [_write_txn(b, index, d, device, w) for w in device.writes if w.purpose != COMMAND]
         for v in _split(device.verify, limit):
             name = f"{d.name} verify {v.name}"
-            txns.append(_read_txn(b, index, d, device, v.fc, v.addr, len(v.words), kind="verify", verify=v.words, name=name))
+            txns.append(
+                _read_txn(b, index, d, device, v.fc, v.addr, len(v.words), kind="verify", verify=v.words, name=name)
+            )
     if any(t.wire.nominal_ms > budget_ms for t in txns):
         return None
     return txns
@@ -452,7 +471,12 @@ def _place_after(b: _BusPlan, timing: SiteTiming, problems: list[PlanProblem]) -
                 f"less t3.5 {line.t35_ms:.3f} and margin {timing.margin_ms:.3f}, {budget:.3f} ms remain, room for "
                 f"{_registers(b, budget, 0.0)} registers (the shortest read takes {shortest.nominal_ms:.3f} ms): "
                 "readback, heartbeat or slow reads have no place",
-                ("raise the baud rate", "move a device to another bus", "a slower readback", "a device with less turnaround"),
+                (
+                    "raise the baud rate",
+                    "move a device to another bus",
+                    "a slower readback",
+                    "a device with less turnaround",
+                ),
             )
         )
         return
@@ -551,7 +575,9 @@ def _result(plans: list[_BusPlan], step_ms: float, slack_ms: float, timing: Site
         (b, b.txns[i]) for b in plans for i in b.fast if any(f.signal == "grid_p_w" for f in b.txns[i].fields)
     )
     bus = next(b for b in plans if b.command >= 0)
-    start = sum(meter_bus.txns[i].wire.total_ms for i in meter_bus.fast[: meter_bus.fast.index(meter_bus.txns.index(meter))])
+    start = sum(
+        meter_bus.txns[i].wire.total_ms for i in meter_bus.fast[: meter_bus.fast.index(meter_bus.txns.index(meter))]
+    )
     sample = start + meter.wire.request_ms + meter.wire.line.t35_ms
     if meter.sample == "answer":
         sample += meter.wire.turnaround_ms
@@ -566,7 +592,18 @@ def _result(plans: list[_BusPlan], step_ms: float, slack_ms: float, timing: Site
     for b in plans:
         limit = b.limit_ms
         plan.tables.append(
-            BusTable(b.spec, tuple(b.txns), tuple(b.fast), b.command, tuple(b.slots), limit, slack_ms, timing.tick_ms, b.early, b.skips)
+            BusTable(
+                b.spec,
+                tuple(b.txns),
+                tuple(b.fast),
+                b.command,
+                tuple(b.slots),
+                limit,
+                slack_ms,
+                timing.tick_ms,
+                b.early,
+                b.skips,
+            )
         )
         _timeline(plan, b)
     _notes(plan, plans, timing, meter)
@@ -582,7 +619,13 @@ def _timeline(plan: Plan, b: _BusPlan) -> None:
     if b.command >= 0:
         w = b.txns[b.command].wire
         plan.timeline.append(
-            Placed(b.spec.name, b.txns[b.command].what, b.cmd_start_ms, b.cmd_start_ms + w.request_ms, b.cmd_start_ms + w.nominal_ms)
+            Placed(
+                b.spec.name,
+                b.txns[b.command].what,
+                b.cmd_start_ms,
+                b.cmd_start_ms + w.request_ms,
+                b.cmd_start_ms + w.nominal_ms,
+            )
         )
     seen: dict[int, int] = {}
     for i in b.slots:
@@ -590,7 +633,13 @@ def _timeline(plan: Plan, b: _BusPlan) -> None:
             seen[i] = seen.get(i, 0) + 1
     for i, n in seen.items():
         w = b.txns[i].wire
-        place = Placed(b.spec.name, f"{b.txns[i].what} ({n} in {HYPER_TICKS})", b.after_ms, b.after_ms + w.request_ms, b.after_ms + w.nominal_ms)
+        place = Placed(
+            b.spec.name,
+            f"{b.txns[i].what} ({n} in {HYPER_TICKS})",
+            b.after_ms,
+            b.after_ms + w.request_ms,
+            b.after_ms + w.nominal_ms,
+        )
         plan.timeline.append(place)
         plan.sweeps[b.txns[i].name] = HYPER_TICKS * plan.tick_ms / n
 
@@ -599,15 +648,23 @@ def _notes(plan: Plan, plans: list[_BusPlan], timing: SiteTiming, meter: Txn) ->
     full = plan.to_power.figures()
     for b in plans:
         if b.every > 1:
-            what = "the next tick's fast reads are left out" if b.skips else f"the command after it leaves {b.delay_ms:.2f} ms later"
+            what = (
+                "the next tick's fast reads are left out"
+                if b.skips
+                else f"the command after it leaves {b.delay_ms:.2f} ms later"
+            )
             plan.notes.append(
                 f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th, and {what}: "
                 f"over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms"
             )
         if any(m.assumed for _, _, m in b.devices):
-            plan.notes.append(f"bus {b.spec.name}: planned with assumed SunSpec shapes; `ballast scan` reads the real ones")
+            plan.notes.append(
+                f"bus {b.spec.name}: planned with assumed SunSpec shapes; `ballast scan` reads the real ones"
+            )
         if timing.rvrt_s > 0.0 and b.command >= 0 and not any(t.kind == RENEW for t in b.txns):
-            plan.notes.append(f"bus {b.spec.name}: the PCS has no reversion timer: after loss of control it keeps its last setpoint")
+            plan.notes.append(
+                f"bus {b.spec.name}: the PCS has no reversion timer: after loss of control it keeps its last setpoint"
+            )
     if meter.window_ms or meter.update_ms:
         plan.notes.append(
             f"{meter.name}: averages over {meter.window_ms:g} ms (half of it is latency), refreshes every {meter.update_ms:g} ms"

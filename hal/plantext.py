@@ -25,7 +25,9 @@ def render(plan: Plan) -> str:
         used = sum(i >= 0 for i in table.slots)
         free = sum(i == FREE for i in table.slots)
         none = sum(i == NONE for i in table.slots)
-        lines.append(f"    after-slots in {HYPER_TICKS} ticks: {used} planned, {free} free, {none} without; over by {table.limit_ms:.3f} ms")
+        lines.append(
+            f"    after-slots in {HYPER_TICKS} ticks: {used} planned, {free} free, {none} without; over by {table.limit_ms:.3f} ms"
+        )
     lines += _figures(plan)
     lines += [f"note: {n}" for n in plan.notes]
     return "\n".join(lines)

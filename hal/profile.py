@@ -37,7 +37,19 @@ PROFILE_DIR = Path(__file__).parent / "profiles"
 CYCLIC = (COMMAND, HEARTBEAT, RENEW)  # purposes written again and again
 FLASH_CYCLES = 100_000
 # What a group needs to be of use; everything else may be absent and is then NaN.
-NEEDED = {"grid_p_w", "batt_p_w", "pcs_state", "pcs_heartbeat", "wset_w", "soc", "bms_state", "batt_v", "batt_temp_max_c", "pv_p_w", "gen_p_w"}
+NEEDED = {
+    "grid_p_w",
+    "batt_p_w",
+    "pcs_state",
+    "pcs_heartbeat",
+    "wset_w",
+    "soc",
+    "bms_state",
+    "batt_v",
+    "batt_temp_max_c",
+    "pv_p_w",
+    "gen_p_w",
+}
 POWERS = ("p_cmd_w", "q_cmd_var")
 
 
@@ -92,10 +104,14 @@ class _Reader:
         return value
 
     def choice(self, key: str, default: Any, choices: tuple[Any, ...]) -> Any:
-        return self.get(key, default, lambda v: v in choices and not isinstance(v, bool), "one of " + ", ".join(map(str, choices)))
+        return self.get(
+            key, default, lambda v: v in choices and not isinstance(v, bool), "one of " + ", ".join(map(str, choices))
+        )
 
     def number(self, key: str, default: Any, lo: float = -math.inf, hi: float = math.inf) -> Any:
-        return self.get(key, default, lambda v: _is_number(v) and lo <= v <= hi, f"a finite number from {lo:g} to {hi:g}")
+        return self.get(
+            key, default, lambda v: _is_number(v) and lo <= v <= hi, f"a finite number from {lo:g} to {hi:g}"
+        )
 
     def integer(self, key: str, default: Any, lo: int, hi: int) -> Any:
         return self.get(key, default, lambda v: _is_int(v) and lo <= v <= hi, f"an integer from {lo} to {hi}")
@@ -112,7 +128,12 @@ class _Reader:
     def leftovers(self) -> None:
         for key in self.table:
             if key not in self.seen:
-                self.fault(key, self.table[key], "is not a key of this table", "remove it, or one of " + ", ".join(sorted(self.seen)))
+                self.fault(
+                    key,
+                    self.table[key],
+                    "is not a key of this table",
+                    "remove it, or one of " + ", ".join(sorted(self.seen)),
+                )
 
 
 def _is_int(v: Any) -> bool:
@@ -135,7 +156,9 @@ def _coding(r: _Reader) -> dict[str, Any]:
         "sign": r.choice("sign", 1, (1, -1)),
     }
     if coding["scale"] <= 0.0:
-        r.fault("scale", coding["scale"], "is not above 0: a sign hidden in a scale is found by nobody", "use sign = -1")
+        r.fault(
+            "scale", coding["scale"], "is not above 0: a sign hidden in a scale is found by nobody", "use sign = -1"
+        )
         coding["scale"] = 1.0
     limits = r.get(
         "range",
@@ -144,7 +167,11 @@ def _coding(r: _Reader) -> dict[str, Any]:
         "[lowest, highest] in SI",
     )
     coding["lo"], coding["hi"] = float(limits[0]), float(limits[1])
-    if coding["addr"] is not None and coding["type"] is not None and coding["addr"] + TYPE_WORDS[coding["type"]] > 65536:
+    if (
+        coding["addr"] is not None
+        and coding["type"] is not None
+        and coding["addr"] + TYPE_WORDS[coding["type"]] > 65536
+    ):
         r.fault("address", coding["addr"], f"a {coding['type']} there ends beyond register 65535", "a lower address")
     return coding
 
@@ -159,14 +186,19 @@ def _read_row(r: _Reader, role: str) -> Field | None:
     if bit >= 0 and mask:
         r.fault("bit", bit, "stands beside a mask", "keep one of them")
     sentinels = r.get(
-        "nan", [], lambda v: isinstance(v, list) and len(v) <= 4 and all(is_raw(x) for x in v), f"at most 4 raw values below 2**{width}"
+        "nan",
+        [],
+        lambda v: isinstance(v, list) and len(v) <= 4 and all(is_raw(x) for x in v),
+        f"at most 4 raw values below 2**{width}",
     )
     pairs = r.get(
         "map",
         [],
-        lambda v: isinstance(v, list)
-        and len(v) <= 16
-        and all(isinstance(p, list) and len(p) == 2 and _is_int(p[0]) and _is_number(p[1]) for p in v),
+        lambda v: (
+            isinstance(v, list)
+            and len(v) <= 16
+            and all(isinstance(p, list) and len(p) == 2 and _is_int(p[0]) and _is_number(p[1]) for p in v)
+        ),
         "at most 16 pairs [raw, value]",
     )
     if coding["type"] == "f32" and (mask or bit >= 0 or pairs):
@@ -187,7 +219,12 @@ def _register(r: _Reader) -> Encode | None:
     source = r.choice("source", "", SOURCES)
     const = r.number("const", None)
     if (source == "") == (const is None):
-        r.fault("source", source or None, "a register carries a source or a const, one of them", "source = one of " + ", ".join(SOURCES))
+        r.fault(
+            "source",
+            source or None,
+            "a register carries a source or a const, one of them",
+            "source = one of " + ", ".join(SOURCES),
+        )
     coding = _coding(r)
     toward_zero = r.flag("toward_zero", source in POWERS)
     wrap = r.flag("wrap", False)
@@ -236,12 +273,16 @@ def _check_write(r: _Reader, write: Write) -> None:
     at = write.addr
     for e in write.encodes:
         if e.addr != at:
-            what = "overlaps the register before it" if e.addr < at else f"leaves registers {at}..{e.addr - 1} undefined"
+            what = (
+                "overlaps the register before it" if e.addr < at else f"leaves registers {at}..{e.addr - 1} undefined"
+            )
             r.fault("registers", e.addr, what, "registers of one write follow each other; use two writes")
         at = max(at, e.addr + e.words)
     if write.count > (1 if write.fc == 6 else MAX_WRITE_REGISTERS):
         limit = 1 if write.fc == 6 else MAX_WRITE_REGISTERS
-        r.fault("registers", write.count, f"FC{write.fc:02d} writes at most {limit} register(s)", "FC16, or fewer registers")
+        r.fault(
+            "registers", write.count, f"FC{write.fc:02d} writes at most {limit} register(s)", "FC16, or fewer registers"
+        )
 
 
 def _identity_row(r: _Reader) -> Verify | None:
@@ -251,7 +292,11 @@ def _identity_row(r: _Reader) -> Verify | None:
     words = r.get(
         "words",
         None,
-        lambda v: isinstance(v, list) and 1 <= len(v) <= MAX_READ_REGISTERS and all(_is_int(x) and 0 <= x <= 0xFFFF for x in v),
+        lambda v: (
+            isinstance(v, list)
+            and 1 <= len(v) <= MAX_READ_REGISTERS
+            and all(_is_int(x) and 0 <= x <= 0xFFFF for x in v)
+        ),
         "1 to 125 register values, 0..65535",
     )
     value, type_ = r.number("value", None), r.choice("type", "u16", tuple(TYPE_WORDS))
@@ -275,12 +320,19 @@ def _check_clashes(r: _Reader, fields: list[Field]) -> None:
     signals: dict[str, Field] = {}
     for f in fields:
         if f.signal in signals:
-            r.fault("read", f.signal, f"is fed twice (addresses {signals[f.signal].addr} and {f.addr})", "one row a signal")
+            r.fault(
+                "read", f.signal, f"is fed twice (addresses {signals[f.signal].addr} and {f.addr})", "one row a signal"
+            )
         signals[f.signal] = f
         for a in range(f.addr, f.addr + f.words):
             other = taken.setdefault((f.fc, a), f)
             if other is not f and (other.addr != f.addr or other.type != f.type or not (other.mask and f.mask)):
-                r.fault("read", f.signal, f"register {a} belongs to {other.signal} already", "check address and type of both")
+                r.fault(
+                    "read",
+                    f.signal,
+                    f"register {a} belongs to {other.signal} already",
+                    "check address and type of both",
+                )
                 break
 
 
@@ -300,7 +352,9 @@ def parse_profile(text: str, file: str = "<profile>") -> DeviceMap:
     defaults = r.get("defaults", {}, lambda v: isinstance(v, dict), "a table of defaults for [[read]] rows")
     fields, writes, verify = [], [], []
     for i, row in enumerate(r.rows("read")):
-        f = _read_row(_Reader(file, f"read[{i}]", {**defaults, **row} if isinstance(row, dict) else row, problems), role or "")
+        f = _read_row(
+            _Reader(file, f"read[{i}]", {**defaults, **row} if isinstance(row, dict) else row, problems), role or ""
+        )
         if f is not None:
             fields.append(f)
     for i, row in enumerate(r.rows("write")):

@@ -25,7 +25,9 @@ RATES = (FAST, READBACK, SLOW, SECOND)
 # purpose of a write
 COMMAND = "command"  # every tick, as soon as the kernel has stepped
 HEARTBEAT = "heartbeat"  # once per second
-REVERSION = "reversion"  # the whole reversion setting: once after every start or return of the device, and when it changes
+REVERSION = (
+    "reversion"  # the whole reversion setting: once after every start or return of the device, and when it changes
+)
 RENEW = "renew"  # the reversion timer alone, at least every third of it
 OP_START = "op_start"
 OP_EXIT_STANDBY = "op_exit_standby"  # instead of OP_START where the device says STANDBY
@@ -143,7 +145,9 @@ class DeviceMap:
     sample: str = "request"  # "request": sampled when the request is detected; "answer": when the answer begins
     max_registers: int = MAX_READ_REGISTERS
     gap_registers: int = 16  # registers nobody needs that a block read may span
-    blocks: tuple[tuple[int, int, int, str], ...] = ()  # (fc, addr, count, rate): reads that are to be made in one piece
+    blocks: tuple[
+        tuple[int, int, int, str], ...
+    ] = ()  # (fc, addr, count, rate): reads that are to be made in one piece
     assumed: bool = False  # shapes only: scale factors were not read from a device
     info: dict[str, Any] = field(default_factory=dict)  # for people: manufacturer, model, serial number, ratings
 
@@ -170,7 +174,9 @@ def pack(device: DeviceMap, max_registers: int) -> tuple[Read, ...]:
     reads: list[Read] = []
     rest = list(device.fields)
     for fc, addr, count, rate in device.blocks:
-        inside = [f for f in rest if (f.fc, f.rate) == (fc, rate) and addr <= f.addr and f.addr + f.words <= addr + count]
+        inside = [
+            f for f in rest if (f.fc, f.rate) == (fc, rate) and addr <= f.addr and f.addr + f.words <= addr + count
+        ]
         if inside and count <= limit:
             reads.append(Read(fc, addr, count, rate, tuple(sorted(inside, key=lambda f: f.addr))))
             rest = [f for f in rest if f not in inside]

@@ -168,7 +168,9 @@ def scan(transact: Transact, unit: int, bases: tuple[int, ...] = BASES) -> Scan:
         if model_id == END:
             break
         if model_id == 0 or at + 2 + length > 65535:
-            raise SunSpecError(f"unit {unit}: register {at} says model {model_id}, length {length}: the chain is broken there")
+            raise SunSpecError(
+                f"unit {unit}: register {at} says model {model_id}, length {length}: the chain is broken there"
+            )
         chain.append((model_id, at, length))
         points = definition(model_id)
         if points is not None and model_id not in models:  # a second one of a kind (another port, string) is not ours
@@ -222,7 +224,9 @@ class _Compiler:
         m = self.scan.models.get(model_id)
         if m is None:
             have = ", ".join(str(i) for i, _, _ in self.scan.chain)
-            raise SunSpecError(f"unit {self.scan.unit}: no model {model_id} ({why}); the device has {have}: use a profile")
+            raise SunSpecError(
+                f"unit {self.scan.unit}: no model {model_id} ({why}); the device has {have}: use a profile"
+            )
         return m
 
     def _scale(self, m: Model, point: str) -> float:

@@ -163,7 +163,7 @@ def _devices(c: _Check, raw: object, ports: dict[str, PortConfig]) -> list[Devic
     return out
 
 
-def _load(c: _Check, raw: object, seed: int) -> loads.Load:
+def _load(c: _Check, raw: object, seed: int, s_rated_va: float) -> loads.Load:
     t = {"trace": "cluster", "edge": 20, "scale": 1, "repeat": True} | c.table(
         raw, "load", ("trace", "edge", "scale", "repeat")
     )
@@ -177,9 +177,9 @@ def _load(c: _Check, raw: object, seed: int) -> loads.Load:
         if isinstance(what, (int, float)) and not isinstance(what, bool):
             return loads.constant(c.number(what, "load.trace", -1e9, 1e9, 0) * scale)
         if what == "steps":
-            return loads.steps(seed=seed, scale=scale)
+            return loads.steps(seed=seed, step_w=0.1 * s_rated_va, scale=scale)
         if what == "cluster":
-            return loads.cluster(seed=seed, scale=scale)
+            return loads.cluster(seed=seed, scale=scale, edge=edge)
         if isinstance(what, str):
             return loads.trace(what, edge=edge, scale=scale, repeat=bool(t["repeat"]), seed=seed)
         c.problems.append(f"load.trace = {what!r}: FILE[:COLUMN], steps, cluster or a power in watts")
@@ -223,7 +223,7 @@ def parse(raw: dict[str, Any]) -> Config:
     duration_s = None if top["duration_s"] is None else c.number(top["duration_s"], "duration_s", 0.01, 1e9, 1)
     if top["out"] is not None and not isinstance(top["out"], str):
         c.problems.append("out: a directory or null")
-    load = _load(c, top["load"], seed)
+    load = _load(c, top["load"], seed, par[params.INDEX["pcs.s_rated_va"]])
     if c.problems:
         raise ConfigError(c.problems)
     if not math.isfinite(float(load.p_w.sum())):

@@ -279,7 +279,13 @@ def _job(rng: np.random.Generator, length_s: float, scale_w: float) -> tuple[lis
 
 
 def cluster(
-    *, seed: int = 1, scale: float = 1.0, hours: float = 1.0, idle_w: float = 180e3, peak_w: float = 455e3
+    *,
+    seed: int = 1,
+    scale: float = 1.0,
+    hours: float = 1.0,
+    idle_w: float = 180e3,
+    peak_w: float = 455e3,
+    edge: str = "20",
 ) -> Load:
     """The built-in load of `ballast run`: a GPU cluster of some 450 kW, seeded, at least `hours` long, then repeating.
 
@@ -304,4 +310,4 @@ def cluster(
         t += 0.6 * 8
     t_s, keep = np.unique(np.round(np.array(at), 3), return_index=True)
     p_w = np.array(w)[keep] * scale
-    return _finish(t_s, p_w, t, "20", True, "cluster", rng.uniform(0, 0.01, len(t_s)))
+    return _finish(t_s, p_w, t, edge, True, "cluster", rng.uniform(0, 0.01, len(t_s)))

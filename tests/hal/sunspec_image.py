@@ -32,7 +32,14 @@ def model(image: dict[int, int], at: int, model_id: int, length: int, values: di
 
 def start(image: dict[int, int], base: int, name: str = "Cabinet") -> int:
     put(image, base, [0x5375, 0x6E53])
-    values = {2: text("Acme", 16), 18: text(name, 16), 34: text("", 8), 42: text("1.0", 8), 50: text("SN-42", 16), 66: [1]}
+    values = {
+        2: text("Acme", 16),
+        18: text(name, 16),
+        34: text("", 8),
+        42: text("1.0", 8),
+        50: text("SN-42", 16),
+        66: [1],
+    }
     return model(image, base + 2, 1, 66, values)
 
 
@@ -52,7 +59,18 @@ def pcs(base: int = 40000, w_sf: int = 1, wset_sf: int = 0) -> tuple[dict[int, i
     }  # fmt: skip
     where[702] = at = model(image, at, 701, 153, values)
     where[704] = at = model(image, at, 702, 50, {2: [25000], 7: [25000], 45: [1], 47: [1], 49: [sf(-1)]})
-    values = {22: [0], 23: [1], 24: u32(0), 26: u32(0), 30: [0], 31: u32(0), 33: u32(0), 55: [sf(wset_sf)], 54: [0], 57: [0]}
+    values = {
+        22: [0],
+        23: [1],
+        24: u32(0),
+        26: u32(0),
+        30: [0],
+        31: u32(0),
+        33: u32(0),
+        55: [sf(wset_sf)],
+        54: [0],
+        57: [0],
+    }
     where[715] = at = model(image, at, 704, 65, values)
     at = model(image, at, 715, 7, {2: [0], 3: u32(7), 5: u32(0), 7: [0], 8: [0]})
     end(image, at)
@@ -71,7 +89,9 @@ def battery(base: int = 40000) -> tuple[dict[int, int], dict[int, int]]:
         52: [0], 53: [3], 54: [2], 56: [sf(-2)], 58: [sf(-1)], 59: [sf(-1)], 60: [sf(-3)], 61: [sf(-1)], 62: [0], 63: [3],
     }  # fmt: skip
     where[803] = at = model(image, at, 802, 62, values)
-    at = model(image, at, 803, 26, {2: [1], 3: [1], 4: [285], 7: [241], 22: [sf(-3)], 23: [sf(-1)], 24: [0], 25: [0], 26: [0]})
+    at = model(
+        image, at, 803, 26, {2: [1], 3: [1], 4: [285], 7: [241], 22: [sf(-3)], 23: [sf(-1)], 24: [0], 25: [0], 26: [0]}
+    )
     end(image, at)
     return image, where
 

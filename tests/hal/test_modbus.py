@@ -63,8 +63,14 @@ def test_frames_equal_pymodbus() -> None:
     framer = FramerRTU(DecodePDU(False))
     cases = [
         (pdu.ReadInputRegistersRequest(address=5, count=12, dev_id=9), dict(unit=9, fc=4, addr=5, count=12)),
-        (pdu.ReadHoldingRegistersRequest(address=40000, count=125, dev_id=247), dict(unit=247, fc=3, addr=40000, count=125)),
-        (pdu.WriteSingleRegisterRequest(address=7, registers=[65535], dev_id=1), dict(unit=1, fc=6, addr=7, values=[65535])),
+        (
+            pdu.ReadHoldingRegistersRequest(address=40000, count=125, dev_id=247),
+            dict(unit=247, fc=3, addr=40000, count=125),
+        ),
+        (
+            pdu.WriteSingleRegisterRequest(address=7, registers=[65535], dev_id=1),
+            dict(unit=1, fc=6, addr=7, values=[65535]),
+        ),
         (
             pdu.WriteMultipleRegistersRequest(address=40092, registers=[1, 1, 0xFFFF, 0xFF38], dev_id=2),
             dict(unit=2, fc=16, addr=40092, values=[1, 1, 0xFFFF, 0xFF38]),
@@ -131,7 +137,9 @@ def test_crc_error_ends_at_once_and_is_counted() -> None:
     assert m.stats["crc_errors"] == 1
 
 
-@pytest.mark.parametrize("other", [answer(2, 4, [1, 2]), answer(1, 3, [1, 2]), frame(2, 0x84, 1), frame(9, 16, 0, 1, 0, 2)])
+@pytest.mark.parametrize(
+    "other", [answer(2, 4, [1, 2]), answer(1, 3, [1, 2]), frame(2, 0x84, 1), frame(9, 16, 0, 1, 0, 2)]
+)
 def test_wrong_unit_or_function_is_not_the_answer(other: bytes) -> None:
     m, _ = started()
     assert m.feed(other, 5 * MS) == "more"
@@ -246,7 +254,10 @@ def test_late_answer_that_began_during_our_request() -> None:
 
 
 @settings(max_examples=300)
-@given(st.lists(st.tuples(st.binary(max_size=700), st.integers(0, 3 * MS)), max_size=20), st.sampled_from([3, 4, 6, 16, 23]))
+@given(
+    st.lists(st.tuples(st.binary(max_size=700), st.integers(0, 3 * MS)), max_size=20),
+    st.sampled_from([3, 4, 6, 16, 23]),
+)
 def test_arbitrary_bytes_never_hurt(chunks: list[tuple[bytes, int]], fc: int) -> None:
     m = PyRtuMaster(115200, 11)
     t = 0
@@ -262,7 +273,10 @@ def test_arbitrary_bytes_never_hurt(chunks: list[tuple[bytes, int]], fc: int) ->
 
 
 @settings(max_examples=300)
-@given(st.lists(st.integers(0, 65535), min_size=12, max_size=12), st.lists(st.tuples(st.integers(0, 28), st.integers(1, 255)), min_size=1, max_size=3))
+@given(
+    st.lists(st.integers(0, 65535), min_size=12, max_size=12),
+    st.lists(st.tuples(st.integers(0, 28), st.integers(1, 255)), min_size=1, max_size=3),
+)
 def test_mutated_answer_is_never_believed(words: list[int], flips: list[tuple[int, int]]) -> None:
     m, _ = started(unit=1, fc=4, addr=0, count=12)
     raw = bytearray(answer(1, 4, words))

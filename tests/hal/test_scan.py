@@ -84,7 +84,9 @@ def test_built_in_tick_is_exact_to_the_plan() -> None:
     for k in range(2):
         s = b.bus(k)
         assert s["transactions"] > 0
-        assert all(s[x] == 0 for x in ("timeouts", "crc_errors", "late", "overruns", "long_frames", "wrong_unit", "unsent"))
+        assert all(
+            s[x] == 0 for x in ("timeouts", "crc_errors", "late", "overruns", "long_frames", "wrong_unit", "unsent")
+        )
 
 
 def pcs_addr(model: int) -> int:
@@ -184,7 +186,7 @@ def test_dead_device_waits_grow_and_cost_the_others_nothing() -> None:
     bms.dead = False
     count = world.bench.group("bms")[2]
     world.run(600)
-    assert world.bench.device(1) ["alive"] == 1 and world.bench.device(1)["verified"] == 1
+    assert world.bench.device(1)["alive"] == 1 and world.bench.device(1)["verified"] == 1
     assert world.bench.group("bms")[2] > count
 
 
