@@ -183,7 +183,6 @@ def kernel_site(site: Site, maps: Sequence[DeviceMap] | None = None) -> dict[str
     """Every field of struct Site (_core/image.pxd). `maps` None: what the devices should give."""
     if maps is None:
         maps = [_offline_map(site, device) for device in site.devices]
-    signals = set().union(*(m.signals() for m in maps)) if maps else set()
     num = site.num
     power_w = num("battery.energy_wh") * num("battery.c_rate")
     slew = num("pcs.slew_w_per_s")
@@ -240,16 +239,21 @@ def kernel_site(site: Site, maps: Sequence[DeviceMap] | None = None) -> dict[str
         "follow_s": num("control.follow_s"),
         "align_full_s": num("control.align_full_s"),
     }
-    groups = {
+    return fields | _groups(maps)
+
+
+def _groups(maps: Sequence[DeviceMap]) -> dict[str, int]:
+    """Which groups of Inputs the devices give, by a signal that each of them needs."""
+    signals = set().union(*(m.signals() for m in maps)) if maps else set()
+    needed = {
         "has_pcs_ctl": "wset_w",
         "has_pcs_life": "pcs_heartbeat",
         "has_bms": "soc",
         "has_bms_limits": "batt_v",
         "has_bms_temp": "batt_temp_max_c",
     }
-    fields |= {name: int(signal in signals) for name, signal in groups.items()}
-    fields["has_others"] = int(bool(signals & {"pv_p_w", "gen_p_w"}))
-    return fields
+    others = {"has_others": int(bool(signals & {"pv_p_w", "gen_p_w"}))}
+    return {name: int(signal in signals) for name, signal in needed.items()} | others
 
 
 def detection_s(site: Site) -> float:

@@ -25,7 +25,8 @@ from typing import Any
 from _core import image as core
 from controller import build, instance, status, summary
 from controller.clock import Clock, RealClock
-from controller.instance import Instance, InstanceError
+from controller.instance import Instance
+from controller.problems import Problem, SiteError
 from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, Child, exit_words, say
 from controller.records import file_sha256
 from controller.site import Site
@@ -364,5 +365,6 @@ def run(site: Site, options: Options) -> int:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         if (options.out / RECORD_NAME).exists():
-            raise InstanceError(f"{options.out}: holds the record of an earlier run; give another directory")
+            why = "holds the record of an earlier run"
+            raise SiteError([Problem("", "--out", str(options.out), why, "give another directory")])
     return Parent(site, options, RealClock()).run()

@@ -208,3 +208,13 @@ def test_a_step_is_fast(tmp_path: Path) -> None:
         bench.sup.step(bench.clock.t_ns)
         spent.append(time.perf_counter() - t0)
     assert sorted(spent)[30] < 0.001, "median of a step with 100 records"
+
+
+def test_a_restarted_supervisor_repeats_no_event(tmp_path: Path) -> None:
+    bench = Bench(store=Store(tmp_path / "h.sqlite", 1))
+    for _ in range(11):
+        bench.second(limits_active=RAMP, slot=0, slot_id=3)
+    again = Supervisor(bench.image, bench.site, bench.clock, store=Store(tmp_path / "h.sqlite", 1))  # type: ignore[arg-type]
+    bench.image.tick(100, limits_active=RAMP, slot=0, slot_id=3)
+    again.step(bench.clock.t_ns)
+    assert [e.kind for e in again.events] == ["supervisor"]
