@@ -45,24 +45,8 @@ class Setting:
 
 _POWER = (0.0, 1e8)
 _ROWS = (
-    Setting(
-        "site.name",
-        "site",
-        1,
-        40,
-        "",
-        "names the runtime directory and the records: letters, digits, - and _",
-        "str",
-    ),
-    Setting(
-        "site.f_nom_hz",
-        None,
-        45,
-        65,
-        "Hz",
-        "nominal frequency; 50 and 60 Hz grids have different defaults",
-        needed=True,
-    ),
+    Setting("site.name", "site", 1, 40, "", "names the runtime directory and the records: letters, digits, - and _", "str"),
+    Setting("site.f_nom_hz", None, 45, 65, "Hz", "nominal frequency; 50 and 60 Hz grids have different defaults", needed=True),
     Setting("site.v_nom_v", 230, 50, 20e3, "V", "nominal voltage, line to neutral"),
     Setting("grid.import_limit_w", 445e3, *_POWER, "W", "largest grid import, as 100 ms means"),
     Setting("grid.export_limit_w", 0, *_POWER, "W", "largest grid export; 0: none"),
@@ -77,15 +61,7 @@ _ROWS = (
     Setting("grid.v_max_pu", None, 1, 1.5, "1", "above it for trip_s: trip"),
     Setting("grid.trip_s", 0.16, 0.02, 10, "s", "how long outside before the trip"),
     Setting("load.peak_w", None, 0, 1e8, "W", "largest load; a feeder below it needs load.shed"),
-    Setting(
-        "load.shed",
-        "none",
-        0,
-        20,
-        "",
-        "what takes load away when control is lost: none, hardwired, cluster_cap",
-        "str",
-    ),
+    Setting("load.shed", "none", 0, 20, "", "what takes load away when control is lost: none, hardwired, cluster_cap", "str"),
     Setting("battery.energy_wh", 250e3, 1e3, 1e8, "Wh", "usable energy between SoC 0 and 1"),
     Setting("battery.c_rate", 1, 0.01, 20, "1/h", "largest charge and discharge power / energy"),
     Setting("battery.soc_min", 0.1, 0, 1, "1", "no discharge below"),
@@ -118,26 +94,12 @@ _ROWS = (
     Setting("control.frozen_s", 5, 0, 600, "s", "all meter values bit-identical for so long: frozen; 0: off"),
     Setting("control.bms_lost_s", 5, 0.1, 60, "s", "older BMS values: FAULT"),
     Setting("control.pcs_lost_s", 1, 0.05, 60, "s", "older PCS readback: FAULT"),
-    Setting(
-        "control.follow_w",
-        None,
-        100,
-        1e7,
-        "W",
-        "PCS off its model by more, for follow_s: FAULT; default: 10 % of rating",
-    ),
+    Setting("control.follow_w", None, 100, 1e7, "W", "PCS off its model by more, for follow_s: FAULT; default: 10 % of rating"),
     Setting("control.follow_s", 1, 0.1, 60, "s", "see follow_w"),
-    Setting(
-        "control.align_full_s",
-        0.003,
-        0.0005,
-        0.01,
-        "s",
-        "full bandwidth up to this alignment error of the PCS model",
-    ),
+    Setting("control.align_full_s", 0.003, 0.0005, 0.01, "s", "full bandwidth up to this alignment error of the PCS model"),
     Setting("realtime.priority", 90, 0, 98, "", "SCHED_FIFO priority of the control thread; 0: leave it alone", "int"),
     Setting("realtime.cpu", -1, -1, 1023, "", "CPU the control thread is bound to; -1: none", "int"),
-)
+)  # fmt: skip
 
 
 SETTINGS: dict[str, Setting] = {row.key: row for row in _ROWS}
