@@ -15,13 +15,9 @@ from controller.process import EXIT_BUSY, EXIT_INPUT, EXIT_NOT_RUNNING, EXIT_OK
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ballast", description="Controller of a battery cabinet that feeds an AI compute site."
-    )
+    parser = argparse.ArgumentParser(prog="ballast", description="Controller of a battery cabinet that feeds an AI compute site.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser(
-        "run", help="run a site; without SITE the built-in one with the virtual cabinet, in real time"
-    )
+    run = commands.add_parser("run", help="run a site; without SITE the built-in one with the virtual cabinet, in real time")
     _run_options(run)
     run.add_argument("--quiet", action="store_true", help="no picture, no status lines")
     run.add_argument("--burn", action="store_true", help=argparse.SUPPRESS)
@@ -31,19 +27,13 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="validate a site and print its bus plan")
     check.add_argument("site", nargs="?", metavar="SITE.toml", help="default: the built-in site")
     check.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
-    status = commands.add_parser(
-        "status", help="what runs and how well (exit code 0 healthy, 1 degraded, 3 not running)"
-    )
+    status = commands.add_parser("status", help="what runs and how well (exit code 0 healthy, 1 degraded, 3 not running)")
     status.add_argument("--json", action="store_true")
     top = commands.add_parser("top", help="live view")
     top.add_argument("--once", action="store_true", help="one picture")
     hold = commands.add_parser("hold", help="hold the battery at a power, whatever the load does")
-    hold.add_argument(
-        "power", nargs="?", default="0", metavar="W", help="watts or such as 50kW, discharge + (default 0)"
-    )
-    hold.add_argument(
-        "--for", dest="for_s", type=float, metavar="S", help="ends by itself (default 3600, at most 86400)"
-    )
+    hold.add_argument("power", nargs="?", default="0", metavar="W", help="watts or such as 50kW, discharge + (default 0)")
+    hold.add_argument("--for", dest="for_s", type=float, metavar="S", help="ends by itself (default 3600, at most 86400)")
     release = commands.add_parser("release", help="end a hold")
     for one in (status, top, hold, release):
         one.add_argument("--site", metavar="NAME", help="which site, where several run here")
@@ -54,13 +44,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("site", nargs="?", metavar="SITE.toml", help="default: the built-in site")
     parser.add_argument("--trace", metavar="FILE[:COLUMN]", help='load of the virtual cabinet; "steps": the step train')
-    parser.add_argument(
-        "--edge", default="20", metavar="step|linear|MS", help="how a new value is reached (default 20 ms)"
-    )
+    parser.add_argument("--edge", default="20", metavar="step|linear|MS", help="how a new value is reached (default 20 ms)")
     parser.add_argument("--scale", type=float, default=1.0, metavar="K", help="factor on the load")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="a key of site or plant"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="a key of site or plant")
     parser.add_argument("--for", dest="for_s", type=float, metavar="S", help="end after so long")
     parser.add_argument("--out", type=Path, metavar="DIR", help="summary.json, the record, the plant's truth")
 
@@ -101,9 +87,7 @@ def _check_load(args: argparse.Namespace) -> None:
         except ValueError:
             good = False
         if not good:
-            problems.append(
-                Problem("", "--edge", args.edge, "is no way to reach a value", "step, linear, or milliseconds")
-            )
+            problems.append(Problem("", "--edge", args.edge, "is no way to reach a value", "step, linear, or milliseconds"))
     if args.for_s is not None and not args.for_s > 0:
         problems.append(Problem("", "--for", args.for_s, "is no duration", "write seconds above 0"))
     if not 0 <= args.scale <= 1e6:
@@ -200,8 +184,7 @@ def _hold(args: argparse.Namespace) -> int:
     value_w, lease_s = operate.parse_power(args.power, site), operate.parse_lease(args.for_s)
     number = operate.hold(running, open_image(running, writable=True), value_w, lease_s, RealClock())
     print(
-        f"command {number}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s, "
-        "or until `ballast release`; limits stay in force"
+        f"command {number}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s, or until `ballast release`; limits stay in force"
     )
     return EXIT_OK
 

@@ -14,23 +14,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
-from hal.profile import ProfileError, load_profile
-from hal.rows import DeviceMap
-
 from controller import site as sites
 from controller.problems import Problem, SiteError
 from controller.settings import ROLES, Value
 from controller.site import Bus, Device, Site
+from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
+from hal.profile import ProfileError, load_profile
+from hal.rows import DeviceMap
 
 SUNSPEC = "sunspec"
 SUNSPEC_ROLES = ("pcs", "meter", "bms")
 Transact = Callable[[int, int, int, int], list[int]]  # (unit, function, address, count) -> registers
 
 
-def load_site(
-    path: str | Path | None, sets: Iterable[str] = (), plant_keys: Callable[[], Iterable[str]] | None = None
-) -> Site:
+def load_site(path: str | Path | None, sets: Iterable[str] = (), plant_keys: Callable[[], Iterable[str]] | None = None) -> Site:
     """The site of a file (None: built-in) with overrides, its profiles checked too. Raises SiteError with every
     problem.
 
@@ -85,9 +82,7 @@ def _profile(site: Site, device: Device) -> DeviceMap:
         raise SiteError([head, *(Problem("", "", None, str(p)) for p in e.problems)]) from None
     if found.role != device.role:
         why = f"is the profile of a {found.role}, the device's role is {device.role}"
-        raise SiteError(
-            [Problem(site.file, key, device.profile, why, f'write role = "{found.role}", or another profile')]
-        )
+        raise SiteError([Problem(site.file, key, device.profile, why, f'write role = "{found.role}", or another profile')])
     return found
 
 
@@ -159,10 +154,12 @@ def engine_timing(made: Plan) -> dict[str, int]:
 
 
 def open_port(bus: Bus, path: str) -> int:
-    """A ready descriptor: raw, non-blocking, exclusive, locked. Raises OSError or ValueError with the reason."""
-    from hal import wire
+    """A ready descriptor: raw, non-blocking, exclusive, locked. Raises hal.wire.PortError."""
+    from hal import wire  # only where there are ports: a simulation has none
 
-    return wire.open_port(path, bus.baud, bus.parity, bus.stop_bits)
+    # A PTY keeps no parity bit, and glibc's tcsetattr answers EINVAL when asked for one a second time. Wire time is the plan's business.
+    parity = "N" if bus.port == sites.VIRTUAL else bus.parity
+    return int(wire.open_port(path, bus.baud, parity, bus.stop_bits))
 
 
 def blocking_line(bus: Bus, fd: int) -> Transact:
@@ -172,11 +169,20 @@ def blocking_line(bus: Bus, fd: int) -> Transact:
     return BlockingLine(fd, bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, timeout_s=0.25)
 
 
+def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
+    """Asks the drivers of real ports not to hold bytes back; a line for each that does not grant it."""
+    if site.virtual:
+        return []
+    from hal import wire
+
+    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in zip(site.buses, fds, strict=True)]
+    return [f"bus {name}: {why}" for name, why in granted if why]
+
+
 def kernel_site(site: Site, maps: Sequence[DeviceMap] | None = None) -> dict[str, Any]:
     """Every field of struct Site (_core/image.pxd). `maps` None: what the devices should give."""
     if maps is None:
         maps = [_offline_map(site, device) for device in site.devices]
-    signals = set().union(*(m.signals() for m in maps)) if maps else set()
     num = site.num
     power_w = num("battery.energy_wh") * num("battery.c_rate")
     slew = num("pcs.slew_w_per_s")
@@ -233,16 +239,21 @@ def kernel_site(site: Site, maps: Sequence[DeviceMap] | None = None) -> dict[str
         "follow_s": num("control.follow_s"),
         "align_full_s": num("control.align_full_s"),
     }
-    groups = {
+    return fields | _groups(maps)
+
+
+def _groups(maps: Sequence[DeviceMap]) -> dict[str, int]:
+    """Which groups of Inputs the devices give, by a signal that each of them needs."""
+    signals = set().union(*(m.signals() for m in maps)) if maps else set()
+    needed = {
         "has_pcs_ctl": "wset_w",
         "has_pcs_life": "pcs_heartbeat",
         "has_bms": "soc",
         "has_bms_limits": "batt_v",
         "has_bms_temp": "batt_temp_max_c",
     }
-    fields |= {name: int(signal in signals) for name, signal in groups.items()}
-    fields["has_others"] = int(bool(signals & {"pv_p_w", "gen_p_w"}))
-    return fields
+    others = {"has_others": int(bool(signals & {"pv_p_w", "gen_p_w"}))}
+    return {name: int(signal in signals) for name, signal in needed.items()} | others
 
 
 def detection_s(site: Site) -> float:

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _core import engine as engines
+from _core.engine import Engine
+
 from _core import image as core
 from controller import build
 from controller.clock import Clock, RealClock
@@ -39,7 +40,7 @@ def open_ports(site: Site, ports: dict[str, str]) -> tuple[list[int], list[str]]
     for bus in site.buses:
         try:
             fds.append(build.open_port(bus, ports.get(bus.name, bus.port)))
-        except (OSError, ValueError) as e:
+        except OSError as e:
             problems.append(f"{site.file}: bus.{bus.name}.port: {e}")
     return fds, problems
 
@@ -125,7 +126,7 @@ class Helper:
                     continue
                 try:
                     self.engine.set_fd(i, build.open_port(bus, self.ports.get(bus.name, bus.port)))
-                except (OSError, ValueError):
+                except OSError:
                     wait_s[i] = min(REOPEN_MOST_S, 2 * wait_s[i])
                     next_ns[i] = now_ns + int(wait_s[i] * 1e9)
 
@@ -153,6 +154,8 @@ def serve(site: Site, image: Any, directory: Path, ports: dict[str, str], clock:
     if problems:
         say("control", "\n".join(problems))
         return EXIT_INPUT
+    for note in build.tune_ports(site, fds):
+        say("control", note)
     maps = scan_devices(directory, fds, stop)
     if maps is None:
         return EXIT_OK
@@ -161,9 +164,7 @@ def serve(site: Site, image: Any, directory: Path, ports: dict[str, str], clock:
     realtime = {"priority": int(site.num("realtime.priority")), "cpu": None}
     if site.num("realtime.cpu") >= 0:
         realtime["cpu"] = int(site.num("realtime.cpu"))
-    engine = engines.Engine(
-        image, scans, devices=list(range(len(site.devices))), **build.engine_timing(plan), **realtime
-    )
+    engine = Engine(image, scans, devices=list(range(len(site.devices))), **build.engine_timing(plan), **realtime)
     engine.prepare()
     for i, fd in enumerate(fds):
         engine.set_fd(i, fd)

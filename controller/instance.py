@@ -54,7 +54,10 @@ class Instance:
 
 
 def base_directories() -> list[Path]:
-    """Where runtime directories may stand, the preferred one first."""
+    """Where runtime directories may stand, the preferred one first; BALLAST_RUNTIME_DIR alone where it is set."""
+    own = os.environ.get("BALLAST_RUNTIME_DIR")
+    if own:
+        return [Path(own)]
     named = os.environ.get("XDG_RUNTIME_DIR")
     places = [Path(named)] if named else []
     places += [Path("/run"), Path(f"/run/user/{os.geteuid()}"), Path("/tmp")]
@@ -72,9 +75,7 @@ def make_directory(site: str) -> Path:
     path.mkdir(mode=0o700, exist_ok=True)
     stat = path.lstat()
     if path.is_symlink() or stat.st_uid != os.geteuid() or stat.st_mode & 0o022:
-        raise InstanceError(
-            f"{path}: belongs to somebody else or others may write into it; remove it, or set XDG_RUNTIME_DIR"
-        )
+        raise InstanceError(f"{path}: belongs to somebody else or others may write into it; remove it, or set XDG_RUNTIME_DIR")
     return path
 
 
@@ -121,20 +122,19 @@ def read(directory: Path) -> Instance | None:
         return None
 
 
-def running() -> list[Instance]:
-    """Every instance whose parent, or at least whose control, lives."""
-    found = []
+def running() -> list[list[Instance]]:
+    """Every instance whose parent, or at least whose control, lives; one list a place, the preferred place first."""
+    places = []
     for base in base_directories():
-        for directory in sorted(base.glob(f"{PREFIX}*")):
-            instance = read(directory)
-            if instance is not None and (is_locked(directory) or alive(instance.control_pid)):
-                found.append(instance)
-    return found
+        found = [read(directory) for directory in sorted(base.glob(f"{PREFIX}*"))]
+        places.append([i for i in found if i is not None and (is_locked(Path(i.directory)) or alive(i.control_pid))])
+    return places
 
 
 def find(site: str | None) -> Instance:
-    """The one running instance, or that of `site`. Raises InstanceError."""
-    instances = [i for i in running() if site in (None, i.site)]
+    """The one running instance, or that of `site`; what runs in a preferred place hides the rest. Raises InstanceError."""
+    fitting = [[i for i in place if site in (None, i.site)] for place in running()]
+    instances = next((place for place in fitting if place), [])
     if not instances:
         raise InstanceError(f"{f'site {site}' if site else 'ballast'} is not running; start it with `ballast run`")
     if len(instances) > 1:

@@ -27,9 +27,7 @@ def parse_power(text: str, site: Site) -> float:
     """Watts of "50000", "-20e3" or "50 kW" (battery discharge +). Raises SiteError with what the battery can do."""
     value_w = in_unit(text, "hold_w")
     if value_w is None or not math.isfinite(value_w):
-        raise SiteError(
-            [Problem("", "hold", text, "is no power", "write watts, or a number with kW: `ballast hold -20kW` charges")]
-        )
+        raise SiteError([Problem("", "hold", text, "is no power", "write watts, or a number with kW: `ballast hold -20kW` charges")])
     limit_w = min(site.num("pcs.p_max_w"), site.num("battery.energy_wh") * site.num("battery.c_rate"))
     if abs(value_w) > limit_w:
         why = f"is outside {-limit_w:g} to {limit_w:g} W, what converter and battery can do"
@@ -73,9 +71,7 @@ def release(instance: Instance, image: Any, clock: Clock) -> int:
     return number
 
 
-def _audit(
-    instance: Instance, clock: Clock, command: str, value_w: float | None, lease_s: float | None, text: str
-) -> int:
+def _audit(instance: Instance, clock: Clock, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
     store = Store(Path(instance.store), instance.run)
     try:
         return store.add_audit(clock.wall_s(), _who(), command, value_w, lease_s, text)

@@ -20,9 +20,7 @@ EXIT_FAILED = 1
 EXIT_INPUT = 2  # site, port, trace: a person has to change something
 EXIT_NOT_RUNNING = 3
 EXIT_BUSY = 4  # the site is already run by another process
-EXIT_AGAIN = (
-    75  # control slept for longer than the reversion time (EX_TEMPFAIL): start it again, nothing it knew is true
-)
+EXIT_AGAIN = 75  # control slept for longer than the reversion time (EX_TEMPFAIL): start it again, nothing it knew is true
 
 _PR_SET_PDEATHSIG = 1
 

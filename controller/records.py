@@ -213,9 +213,7 @@ def _segment(data: bytes, at: int) -> tuple[Segment | None, int, str]:
         return None, 0, f"format version {m.get('v')}, this build reads {VERSION}"
     if len(m["records"]) != m["n"] * m["size"]:
         return None, 0, "length of the records differs from their count"
-    segment = Segment(
-        m["layout"], m["settings"], m["from"], m["next"], m["n"], m["size"], m["state"], m["wall_s"], m["records"]
-    )
+    segment = Segment(m["layout"], m["settings"], m["from"], m["next"], m["n"], m["size"], m["state"], m["wall_s"], m["records"])
     return segment, end + 4 - at, ""
 
 

@@ -25,9 +25,7 @@ def check(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
     _buses(site, problems)
     _devices(site, raw, problems)
     if not valid_name(str(site.values.get("site.name", "x"))):
-        problems.append(
-            _at(site, "site.name", "has other characters than letters, digits, - and _", 'write name = "hall-3"')
-        )
+        problems.append(_at(site, "site.name", "has other characters than letters, digits, - and _", 'write name = "hall-3"'))
     if site.values.get("load.shed", "none") not in _SHEDS:
         problems.append(_at(site, "load.shed", "is unknown", f"one of {', '.join(_SHEDS)}"))
     _powers(site, problems)
@@ -47,20 +45,15 @@ def _num(site: Site, key: str) -> float:
 def _powers(site: Site, problems: list[Problem]) -> None:
     limit, feeder, rated = _num(site, "grid.import_limit_w"), _num(site, "grid.feeder_w"), _num(site, "pcs.s_rated_va")
     if _num(site, "grid.export_limit_w") > limit:
-        problems.append(
-            _at(site, "grid.export_limit_w", f"is above import_limit_w = {limit:g}", f"write {limit:g} or less")
-        )
+        problems.append(_at(site, "grid.export_limit_w", f"is above import_limit_w = {limit:g}", f"write {limit:g} or less"))
     if limit > feeder:
-        problems.append(
-            _at(site, "grid.import_limit_w", f"is above feeder_w = {feeder:g}", f"write {feeder:g} or less")
-        )
+        problems.append(_at(site, "grid.import_limit_w", f"is above feeder_w = {feeder:g}", f"write {feeder:g} or less"))
     if _num(site, "pcs.p_max_w") > rated:
         problems.append(_at(site, "pcs.p_max_w", f"is above s_rated_va = {rated:g}", f"write {rated:g} or less"))
     if _num(site, "load.peak_w") > feeder and site.values.get("load.shed") == "none":
         why = f"is above feeder_w = {feeder:g}: when control is lost the battery goes to 0 W and the breaker opens"
         remedy = (
-            'wire a load shed and write load.shed = "hardwired", cap the cluster and write load.shed = "cluster_cap", '
-            "or lower the peak"
+            'wire a load shed and write load.shed = "hardwired", cap the cluster and write load.shed = "cluster_cap", or lower the peak'
         )
         problems.append(_at(site, "load.peak_w", why, remedy))
 
@@ -111,14 +104,10 @@ def _names(site: Site, problems: list[Problem]) -> None:
     for array, names in (("bus", [b.name for b in site.buses]), ("device", [d.name for d in site.devices])):
         for name, count in Counter(names).items():
             if count > 1:
-                problems.append(
-                    Problem(site.file, f"{array}.{name}", None, f"this name stands {count} times", "give each its own")
-                )
+                problems.append(Problem(site.file, f"{array}.{name}", None, f"this name stands {count} times", "give each its own"))
             if not valid_name(name):
                 remedy = "letters, digits, - and _"
-                problems.append(
-                    Problem(site.file, f"{array}.name", name, "has characters that a name cannot have", remedy)
-                )
+                problems.append(Problem(site.file, f"{array}.name", name, "has characters that a name cannot have", remedy))
 
 
 def _buses(site: Site, problems: list[Problem]) -> None:
@@ -132,25 +121,19 @@ def _buses(site: Site, problems: list[Problem]) -> None:
         real = str(Path(bus.port).resolve())  # two links to one adapter are one port
         if real in ports:
             remedy = "each bus has its own adapter"
-            problems.append(
-                Problem(site.file, f"{key}.port", bus.port, f"is the port of bus {ports[real]} too", remedy)
-            )
+            problems.append(Problem(site.file, f"{key}.port", bus.port, f"is the port of bus {ports[real]} too", remedy))
         ports.setdefault(real, bus.name)
     kinds = {bus.port == VIRTUAL for bus in site.buses}
     if len(kinds) == 2:
         first = next(bus for bus in site.buses if bus.port == VIRTUAL)
         why = "is virtual while other buses are real: the virtual cabinet is all or nothing"
-        problems.append(
-            Problem(site.file, f"bus.{first.name}.port", VIRTUAL, why, 'write a port, or "virtual" for all')
-        )
+        problems.append(Problem(site.file, f"bus.{first.name}.port", VIRTUAL, why, 'write a port, or "virtual" for all'))
 
 
 def _devices(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
     # Names from the file as it stands: a bus with an error of its own is still no unknown bus.
     rows = raw.get("bus", [])
-    names = (
-        [str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row] if isinstance(rows, list) else []
-    )
+    names = [str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row] if isinstance(rows, list) else []
     at: dict[tuple[str, int], str] = {}
     for device in site.devices:
         key = f"device.{device.name}"
@@ -164,9 +147,7 @@ def _devices(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> Non
         if place in at:
             why = f"is the address of device {at[place]} on bus {device.bus} too"
             free = next(unit for unit in range(1, 248) if (device.bus, unit) not in at)
-            problems.append(
-                Problem(site.file, f"{key}.unit", device.unit, why, f"give one another address, {free} is free")
-            )
+            problems.append(Problem(site.file, f"{key}.unit", device.unit, why, f"give one another address, {free} is free"))
         at.setdefault(place, device.name)
     _roles(site, raw, problems)
 
@@ -179,11 +160,7 @@ def _roles(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
         if roles[role] == 0:
             problems.append(Problem(site.file, "[[device]]", None, f'no device has role = "{role}" ({text})', "add it"))
         if roles[role] > 1:
-            problems.append(
-                Problem(
-                    site.file, "[[device]]", None, f'{roles[role]} devices have role = "{role}"', "one is commanded"
-                )
-            )
+            problems.append(Problem(site.file, "[[device]]", None, f'{roles[role]} devices have role = "{role}"', "one is commanded"))
     if not rows:
         return
     if roles["bms"] == 0:

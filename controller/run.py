@@ -25,7 +25,8 @@ from typing import Any
 from _core import image as core
 from controller import build, instance, status, summary
 from controller.clock import Clock, RealClock
-from controller.instance import Instance, InstanceError
+from controller.instance import Instance
+from controller.problems import Problem, SiteError
 from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, Child, exit_words, say
 from controller.records import file_sha256
 from controller.site import Site
@@ -93,9 +94,7 @@ class Parent:
     def start(self) -> None:
         """Starts everything. Raises SiteError where the virtual cabinet refuses its load or settings."""
         if self.site.virtual:
-            self.plant = Plant(
-                self.site, plant_config(self.site, self.options.load), self.directory, self.clock, self.log
-            )
+            self.plant = Plant(self.site, plant_config(self.site, self.options.load), self.directory, self.clock, self.log)
             self.plant.start()
             self.instance.plant_pid = self.plant.child.pid
         common = ["--directory", str(self.directory), "--image-fd", str(self.image.fd), "--parent", str(os.getpid())]
@@ -251,6 +250,7 @@ class Parent:
             self.figures = {
                 "stats": self.image.engine_stats(),
                 "buses": summary.buses(self.image, self.site),
+                "not_held_s": (self.image.latest() or {"out": {"not_held_s": None}})["out"]["not_held_s"],
                 "duration_s": (self.clock.monotonic_ns() - self.began_ns) / 1e9,
             }
             if self.plant is not None and self.options.out is not None:
@@ -284,10 +284,16 @@ class Parent:
         if self.figures is None:
             say("ballast", "no tick was run: no summary")
             return
-        judged = judge(self.options.out) if self.figures.get("truth") else None
         store = Store(Path(self.instance.store), self.instance.run)
-        rows = summary.event_rows(store.events(), self.began_ns or 0)
+        events = store.events()
         store.close()
+        rows = summary.event_rows(events, self.began_ns or 0)
+        judged = None
+        if self.figures.get("truth"):
+            grid_ns = next((t_ns for _, t_ns, kind, text in events if kind == "mode" and text.endswith("GRID")), None)
+            judged = judge(self.options.out, self.site, grid_ns)
+        if judged is not None:
+            judged["grid"] = dict(judged.get("grid") or {}) | {"ramp_not_held_s": self.figures["not_held_s"]}
         text = summary.compose(
             site=self.site,
             mode="run",
@@ -303,11 +309,14 @@ class Parent:
         say("ballast", f"wrote {summary.write(text, self.options.out)}")
 
 
-def judge(out: Path) -> dict[str, Any] | None:
+def judge(out: Path, site: Site, grid_ns: int | None) -> dict[str, Any] | None:
     """Figures from truth.npz (and site.json) in `out`, by the judge in a process of its own; None (and a line) where
     it cannot.
     """
-    argv = [sys.executable, "-m", "bench.judge", str(out)]
+    ramp = max(site.num("grid.ramp_up_w_per_s"), site.num("grid.ramp_down_w_per_s"))
+    argv = [sys.executable, "-m", "bench.judge", str(out), "--ramp", f"{ramp:g}"]
+    argv += ["--import-limit", f"{site.num('grid.import_limit_w'):g}"]
+    argv += ["--since-ns", str(grid_ns)] if grid_ns is not None else []
     done = subprocess.run(argv, capture_output=True, text=True)
     try:
         return dict(json.loads(done.stdout))
@@ -356,5 +365,6 @@ def run(site: Site, options: Options) -> int:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         if (options.out / RECORD_NAME).exists():
-            raise InstanceError(f"{options.out}: holds the record of an earlier run; give another directory")
+            why = "holds the record of an earlier run"
+            raise SiteError([Problem("", "--out", str(options.out), why, "give another directory")])
     return Parent(site, options, RealClock()).run()

@@ -133,9 +133,7 @@ def load(
         values=values,
         buses=[Bus(**row) for row in buses],
         devices=[Device(**row) for row in devices],
-        schedule=[
-            s for s in (_schedule_row(row, i, label, problems) for i, row in enumerate(rows, 1)) if s is not None
-        ],
+        schedule=[s for s in (_schedule_row(row, i, label, problems) for i, row in enumerate(rows, 1)) if s is not None],
         plant=plant,
     )
     from controller.relations import check  # not at the top: relations names Site
@@ -158,17 +156,13 @@ def _read(source: Path, label: str) -> dict[str, Any]:
         text = source.read_bytes().decode("utf-8")
     except OSError as e:
         reason = e.strerror or str(e)
-        raise SiteError(
-            [Problem(label, "", None, f"cannot be read: {reason}", "give the path of a site file")]
-        ) from None
+        raise SiteError([Problem(label, "", None, f"cannot be read: {reason}", "give the path of a site file")]) from None
     except UnicodeDecodeError as e:
         raise SiteError([Problem(label, "", None, f"is not UTF-8 text (byte {e.start})", "save it as UTF-8")]) from None
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
-        raise SiteError(
-            [Problem(label, "", None, f"is not TOML: {e}", 'a line is `key = 1.5`, `key = "text"` or `[table]`')]
-        ) from None
+        raise SiteError([Problem(label, "", None, f"is not TOML: {e}", 'a line is `key = 1.5`, `key = "text"` or `[table]`')]) from None
 
 
 def _apply_sets(
@@ -200,17 +194,11 @@ def _apply_sets(
         plant_key = key.removeprefix("plant.")
         if plant_key not in names:
             known = [*SETTINGS, *walk.row_keys(raw), *names]
-            problems.append(
-                Problem(
-                    "--set", key, value, "no such setting of the site or the virtual cabinet", walk.near(key, known)
-                )
-            )
+            problems.append(Problem("--set", key, value, "no such setting of the site or the virtual cabinet", walk.near(key, known)))
         elif isinstance(value, (bool, int, float)):
             plant[plant_key] = float(value)
         else:
-            problems.append(
-                Problem("--set", key, value, "is not a number", "the virtual cabinet's settings are numbers")
-            )
+            problems.append(Problem("--set", key, value, "is not a number", "the virtual cabinet's settings are numbers"))
     return plant
 
 
@@ -226,9 +214,7 @@ def _schedule_row(row: dict[str, Any], number: int, label: str, problems: list[P
     start, end = _clock_s(row["from"]), _clock_s(row["to"])
     for name, seconds in (("from", start), ("to", end)):
         if seconds is None:
-            problems.append(
-                Problem(label, f"schedule[{number}].{name}", row[name], "is no time of day", 'write "22:00"')
-            )
+            problems.append(Problem(label, f"schedule[{number}].{name}", row[name], "is no time of day", 'write "22:00"'))
     if start is None or end is None:
         return None
     return ScheduleRow(start, end % 86400, tuple(row["days"]), float(row["base_w"]))

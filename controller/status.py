@@ -112,9 +112,7 @@ def text(status: dict[str, Any]) -> str:
     for name, row in status["buses"].items():
         lines.append(f"bus {name}  " + "  ".join(f"{key} {value}" for key, value in row.items()))
     for name, row in status["devices"].items():
-        lines.append(
-            f"device {name}  {'answers' if row['alive'] else 'DOES NOT ANSWER'}  ok {row['ok']}  failed {row['failed']}"
-        )
+        lines.append(f"device {name}  {'answers' if row['alive'] else 'DOES NOT ANSWER'}  ok {row['ok']}  failed {row['failed']}")
     reasons = status["health"]["reasons"]
     lines += ["healthy"] if not reasons else [f"DEGRADED: {reason}" for reason in reasons]
     return "\n".join(lines)

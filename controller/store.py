@@ -68,23 +68,18 @@ class Store:
         row = (self.run, wall_s, t_ns, kind, text)
         self.db.execute("INSERT INTO events (run, wall_s, t_ns, kind, text) VALUES (?, ?, ?, ?, ?)", row)
 
-    def add_audit(
-        self, wall_s: float, who: str, command: str, value_w: float | None, lease_s: float | None, text: str
-    ) -> int:
+    def add_audit(self, wall_s: float, who: str, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
         """One command with its author, durable on return; the id goes into the setpoint, and from there into every
         record.
         """
         row = (wall_s, who, command, value_w, lease_s, text)
-        done = self.db.execute(
-            "INSERT INTO audit (wall_s, who, command, value_w, lease_s, text) VALUES (?, ?, ?, ?, ?, ?)", row
-        )
+        done = self.db.execute("INSERT INTO audit (wall_s, who, command, value_w, lease_s, text) VALUES (?, ?, ?, ?, ?, ?)", row)
         return int(done.lastrowid or 0)
 
     def history(self, since_wall_s: float, limit: int = 3600) -> list[tuple[Any, ...]]:
         """The newest rows since, oldest first, as (wall_s, load_w, grid_w, grid_min_w, grid_max_w, batt_w, soc)."""
         sql = (
-            "SELECT wall_s, load_w, grid_w, grid_min_w, grid_max_w, batt_w, soc FROM history WHERE wall_s >= ? "
-            "ORDER BY wall_s DESC LIMIT ?"
+            "SELECT wall_s, load_w, grid_w, grid_min_w, grid_max_w, batt_w, soc FROM history WHERE wall_s >= ? ORDER BY wall_s DESC LIMIT ?"
         )
         return self.db.execute(sql, (since_wall_s, limit)).fetchall()[::-1]
 

@@ -84,6 +84,7 @@ class Supervisor:
         self._budget = MAX_EVENTS_PER_STEP
         self._resumed = self._position > 0
         self._history_from = (store.last_position() or 0) if store is not None else 0
+
     def _resume(self) -> int:
         """Where the last supervisor of this run stopped reading the ring; what was read but not written is read
         again.
@@ -166,9 +167,7 @@ class Supervisor:
         flush = self.writer is not None and now_ns >= self._next_flush_ns
         state, limit = self._state_now() if flush else (None, None)
         first = self._position
-        raw, self._position = (
-            self.image.drain(first) if limit is None else self.image.drain(first, max(0, limit - first))
-        )
+        raw, self._position = self.image.drain(first) if limit is None else self.image.drain(first, max(0, limit - first))
         lost = self._position - first - len(raw) // core.RECORD_SIZE
         if lost:
             self.event("records", f"{lost} ticks were overwritten in the ring before they were read", now_ns, wall_s)
@@ -193,9 +192,7 @@ class Supervisor:
         self._resumed = False
         self._mode, self._start, self._alarms = int(out["mode"]), int(out["start_step"]), int(out["alarms"])
         self._slot = (int(out["slot"]), int(out["slot_id"]) if out["slot"] >= 0 else 0)
-        self._limit_last_ns = {
-            bit: int(first["inp"]["t_ns"]) for bit in core.LIMIT_TEXT if int(out["limits_active"]) & bit
-        }
+        self._limit_last_ns = {bit: int(first["inp"]["t_ns"]) for bit in core.LIMIT_TEXT if int(out["limits_active"]) & bit}
         self._tick = int(first["tick"]) - 1
         for i, device in enumerate(self.site.devices):
             self._alive[f"device {device.name}"] = bool(self.image.device_stats(i)["alive"])
@@ -308,9 +305,7 @@ class Supervisor:
         """Devices and ports, once on loss and once on return."""
         for i, device in enumerate(self.site.devices):
             stats = self.image.device_stats(i)
-            self._alive_change(
-                "device", device.name, bool(stats["alive"]), "answers", "does not answer", now_ns, wall_s
-            )
+            self._alive_change("device", device.name, bool(stats["alive"]), "answers", "does not answer", now_ns, wall_s)
         for i, bus in enumerate(self.site.buses):
             is_open = bool(self.image.bus_stats(i)["is_open"])
             self._alive_change("bus", bus.name, is_open, "port is open", "port is gone", now_ns, wall_s)

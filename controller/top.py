@@ -63,22 +63,14 @@ def _numbers(snap: Snapshot, width: int) -> list[Any]:
     table.add_column(width=bar)
     table.add_column(no_wrap=True, overflow="ellipsis", width=width - bar - 22)
     swing = _swing([(p.load_min_w, p.load_max_w) for p in snap.points[-120:]])
-    calm = (
-        f"calmer than the load by {100 * snap.calm:.1f} %"
-        if math.isfinite(snap.calm)
-        else f"limit {_kw(snap.import_limit_w)}"
-    )
+    calm = f"calmer than the load by {100 * snap.calm:.1f} %" if math.isfinite(snap.calm) else f"limit {_kw(snap.import_limit_w)}"
     flow = "discharging" if snap.batt_w > 500 else "charging" if snap.batt_w < -500 else "resting"
     window = f"{flow}, may {snap.p_min_w / 1e3:+.0f} to {snap.p_max_w / 1e3:+.0f} kW"
     soc = "" if not math.isfinite(snap.soc) else f"{100 * snap.soc:.1f} %"
     target = f"target {100 * snap.soc_target:.0f} %, {snap.temp_c:.0f} °C, {snap.f_hz:.3f} Hz"
-    table.add_row(
-        "load", _kw(snap.load_w), _bar(snap.load_w / top_w, bar, LOAD), f"swings by {_kw(swing)} within a minute"
-    )
+    table.add_row("load", _kw(snap.load_w), _bar(snap.load_w / top_w, bar, LOAD), f"swings by {_kw(swing)} within a minute")
     table.add_row(Text("grid", GRID), Text(_kw(snap.grid_w), GRID), _bar(snap.grid_w / top_w, bar, GRID), calm)
-    table.add_row(
-        "battery", _kw(snap.batt_w, sign=True), _centre_bar(snap.batt_w, snap.p_min_w, snap.p_max_w, bar), window
-    )
+    table.add_row("battery", _kw(snap.batt_w, sign=True), _centre_bar(snap.batt_w, snap.p_min_w, snap.p_max_w, bar), window)
     table.add_row("charge", soc, _bar(snap.soc, bar, BATT), target)
     table.add_row("setpoint", snap.slot, "", snap.slot_words)
     return [table]
@@ -264,9 +256,7 @@ class View:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
-        self.live = Live(
-            console=self.console, screen=self.console.is_terminal, auto_refresh=False, redirect_stderr=False
-        )
+        self.live = Live(console=self.console, screen=self.console.is_terminal, auto_refresh=False, redirect_stderr=False)
 
     def __enter__(self) -> View:
         self.live.__enter__()

@@ -216,9 +216,7 @@ def _slot_words(out: dict[str, Any], inp: dict[str, Any], now_ns: int) -> tuple[
     body = inp["slot"][slot]
     name = core.SLOT_NAMES[slot]
     left_s = max(0.0, (body["lease_until_ns"] - now_ns) / 1e9)
-    what = (
-        f"battery held at {_kw(body['value_w'])}" if body["kind"] == 1 else f"{_kw(body['value_w'])} on top of the mean"
-    )
+    what = f"battery held at {_kw(body['value_w'])}" if body["kind"] == 1 else f"{_kw(body['value_w'])} on top of the mean"
     return name, f"{what}, lease {left_s:.0f} s"
 
 

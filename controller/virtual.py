@@ -47,9 +47,7 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
     for device in site.devices:
         if device.role not in PLANT_KINDS:
             why = "is no device of the virtual cabinet"
-            problems.append(
-                Problem(site.file, f"device.{device.name}.role", device.role, why, f"it has {', '.join(PLANT_KINDS)}")
-            )
+            problems.append(Problem(site.file, f"device.{device.name}.role", device.role, why, f"it has {', '.join(PLANT_KINDS)}"))
     if problems:
         raise SiteError(problems)
     params: dict[str, Any] = {
@@ -61,15 +59,11 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
         "grid.v_ln_v": site.num("site.v_nom_v"),
     }
     if site.num("battery.c_rate") != 1:
-        params["bms.charge_limit_w"] = params["bms.discharge_limit_w"] = site.num("battery.energy_wh") * site.num(
-            "battery.c_rate"
-        )
+        params["bms.charge_limit_w"] = params["bms.discharge_limit_w"] = site.num("battery.energy_wh") * site.num("battery.c_rate")
     params |= site.plant
     return {
         "params": params,
-        "ports": {
-            ports[bus.name]: {"baud": bus.baud, "parity": bus.parity, "stop_bits": bus.stop_bits} for bus in site.buses
-        },
+        "ports": {ports[bus.name]: {"baud": bus.baud, "parity": bus.parity, "stop_bits": bus.stop_bits} for bus in site.buses},
         "devices": [{"kind": d.role, "port": ports[d.bus], "unit": d.unit} for d in site.devices],
         "load": {"trace": load.trace, "edge": load.edge, "scale": load.scale, "repeat": load.repeat},
         "seed": load.seed,
@@ -85,9 +79,7 @@ def plant_keys() -> list[str]:
         return list(json.loads(done.stdout))
     except (ValueError, TypeError):
         reason = done.stderr.strip().rpartition("\n")[2] or "build it: python setup.py build_ext --inplace"
-        raise SiteError(
-            [Problem("", "bench.plant", None, "the virtual cabinet does not tell its settings", reason)]
-        ) from None
+        raise SiteError([Problem("", "bench.plant", None, "the virtual cabinet does not tell its settings", reason)]) from None
 
 
 class Plant:
@@ -109,9 +101,7 @@ class Plant:
         self.child.start()
         told = self._answer(READY_S)
         if "ports" in told:
-            self.ports = {
-                bus.name: told["ports"][name] for bus, name in zip(self.site.buses, PLANT_PORTS, strict=False)
-            }
+            self.ports = {bus.name: told["ports"][name] for bus, name in zip(self.site.buses, PLANT_PORTS, strict=False)}
             return
         self.child.send(signal.SIGTERM)
         self.child.wait(2)

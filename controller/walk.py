@@ -49,9 +49,7 @@ def settings(raw: Mapping[str, Any], label: str, problems: list[Problem]) -> dic
             remedy = near(section, [*SECTIONS, *ARRAYS]) or f"tables are {', '.join([*SECTIONS, *ARRAYS])}"
             problems.append(Problem(label, f"[{section}]", None, "unknown table", remedy))
         elif not isinstance(table, dict):
-            problems.append(
-                Problem(label, section, table, "is a table, not a value", f"write [{section}] and its keys below")
-            )
+            problems.append(Problem(label, section, table, "is a table, not a value", f"write [{section}] and its keys below"))
         else:
             rows = {row.name: row for row in SETTINGS.values() if row.section == section}
             for name, value in table.items():
@@ -152,26 +150,18 @@ def _unknown(name: str, value: Any, known: Mapping[str, Setting]) -> tuple[str, 
     return f"wrong unit: this setting is {unit}", f"write {target} = {value * factor:.10g}"
 
 
-def _number(
-    key: str, name: str, setting: Setting, value: Any, label: str, problems: list[Problem]
-) -> float | int | None:
+def _number(key: str, name: str, setting: Setting, value: Any, label: str, problems: list[Problem]) -> float | int | None:
     if isinstance(value, str):
         number = in_unit(value, name)
         remedy = f"write {name} = {number:.10g}" if number is not None else f"write a number, {range_text(setting)}"
         problems.append(Problem(label, key, value, "is text, a number is needed", remedy))
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        kind = {"bool": "true or false", "list": "a list", "dict": "a table"}.get(
-            type(value).__name__, f"a {type(value).__name__}"
-        )
-        problems.append(
-            Problem(label, key, value, f"is {kind}, a number is needed", f"write a number, {range_text(setting)}")
-        )
+        kind = {"bool": "true or false", "list": "a list", "dict": "a table"}.get(type(value).__name__, f"a {type(value).__name__}")
+        problems.append(Problem(label, key, value, f"is {kind}, a number is needed", f"write a number, {range_text(setting)}"))
         return None
     if setting.kind == "int" and not isinstance(value, int):
-        remedy = (
-            f"write {name} = {round(value)}" if math.isfinite(value) else f"write a whole number, {range_text(setting)}"
-        )
+        remedy = f"write {name} = {round(value)}" if math.isfinite(value) else f"write a whole number, {range_text(setting)}"
         problems.append(Problem(label, key, value, "is not a whole number", remedy))
         return None
     if not setting.low <= value <= setting.high:  # a NaN is in no range
@@ -182,14 +172,10 @@ def _number(
 
 def _text(key: str, setting: Setting, value: Any, label: str, problems: list[Problem]) -> str | None:
     if not isinstance(value, str):
-        problems.append(
-            Problem(label, key, value, "is no text", f'write {setting.name or setting.key} = "..." ({setting.text})')
-        )
+        problems.append(Problem(label, key, value, "is no text", f'write {setting.name or setting.key} = "..." ({setting.text})'))
         return None
     if not setting.low <= len(value) <= setting.high:
-        problems.append(
-            Problem(label, key, value, f"has {len(value)} characters", f"{range_text(setting)}: {setting.text}")
-        )
+        problems.append(Problem(label, key, value, f"has {len(value)} characters", f"{range_text(setting)}: {setting.text}"))
         return None
     return value
 

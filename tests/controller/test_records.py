@@ -32,9 +32,7 @@ def test_round_trip(tmp_path: Path) -> None:
     got = list(read(tmp_path / "r", layout=7))
     assert [s.first for s in got if isinstance(s, Segment)] == [0, 10, 20]
     assert [s.state for s in got if isinstance(s, Segment)] == [None, b"state0", b"state1"]
-    assert b"".join(s.records for s in got if isinstance(s, Segment)) == b"".join(
-        i.to_bytes(SIZE, "little") for i in range(30)
-    )
+    assert b"".join(s.records for s in got if isinstance(s, Segment)) == b"".join(i.to_bytes(SIZE, "little") for i in range(30))
     assert w.sha256() == file_sha256(tmp_path / "r")
 
 

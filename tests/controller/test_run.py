@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from _core.image import ProcessImage
+
 from controller import __main__ as command
 from controller import build, instance
 from controller import site as sites
@@ -19,7 +19,6 @@ from controller.clock import ManualClock, RealClock
 from controller.instance import Instance, InstanceError
 from controller.problems import SiteError
 from controller.process import Backoff, Child, exit_words
-from hal.modbus import crc
 from controller.virtual import LoadOptions, plant_config
 
 SITE = sites.load(None)
@@ -27,8 +26,7 @@ SITE = sites.load(None)
 
 @pytest.fixture
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr(instance, "base_directories", lambda: [tmp_path])
+    monkeypatch.setenv("BALLAST_RUNTIME_DIR", str(tmp_path))
     return tmp_path
 
 
@@ -117,11 +115,7 @@ def test_a_bus_that_cannot_hold_its_plan_is_refused_with_the_arithmetic() -> Non
 
 
 def test_profiles_are_checked_with_the_rest(tmp_path: Path) -> None:
-    text = (
-        sites.BUILTIN.read_text()
-        .replace("ballast_virtual_meter", "ballast_virtual_metre")
-        .replace("unit = 10", "unit = 0")
-    )
+    text = sites.BUILTIN.read_text().replace("ballast_virtual_meter", "ballast_virtual_metre").replace("unit = 10", "unit = 0")
     (tmp_path / "s.toml").write_text(text)
     with pytest.raises(SiteError) as e:
         build.load_site(tmp_path / "s.toml")
@@ -131,9 +125,7 @@ def test_profiles_are_checked_with_the_rest(tmp_path: Path) -> None:
 
 
 def test_the_virtual_cabinet_is_built_from_the_nameplate() -> None:
-    site = build.load_site(
-        None, ["pcs.tau_s=0.004", "plant.pcs.dead_time_s=0.002", "battery.soc=0.55", "bus.a.baud=115200"]
-    )
+    site = build.load_site(None, ["pcs.tau_s=0.004", "plant.pcs.dead_time_s=0.002", "battery.soc=0.55", "bus.a.baud=115200"])
     config = plant_config(site, LoadOptions("steps", "step", 0.5))
     assert config["params"]["pcs.tau_s"] == 0.004, "the site's nameplate"
     assert config["params"]["pcs.dead_time_s"] == 0.002, "the cabinet differs from what the site believes"
@@ -162,9 +154,7 @@ def test_check_says_everything_and_ends_with_2(tmp_path: Path, capsys: pytest.Ca
     assert len(lines) >= 4 and all(line.startswith(str(tmp_path)) for line in lines)
 
 
-@pytest.mark.parametrize(
-    "argv", [["run", "--edge", "soon"], ["run", "--for", "-1"], ["sim", "--scale", "-2"], ["run", "absent.toml"]]
-)
+@pytest.mark.parametrize("argv", [["run", "--edge", "soon"], ["run", "--for", "-1"], ["sim", "--scale", "-2"], ["run", "absent.toml"]])
 def test_bad_options_end_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(argv) == 2
     assert capsys.readouterr().err
@@ -178,10 +168,6 @@ def test_without_an_instance_the_code_is_3(runtime: Path, argv: list[str]) -> No
 def test_status_json_without_an_instance(runtime: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["status", "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["running"] is False
-
-
-def test_modbus_crc_of_the_standard() -> None:
-    assert crc(bytes.fromhex("0207")) == bytes.fromhex("4112")  # Modbus over serial line V1.02, 6.2.2
 
 
 def test_control_loads_nothing_heavy() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +53,8 @@ def test_limits_are_renewed_every_second_with_a_lease_of_three() -> None:
 def test_leases_come_first_even_when_the_rest_fails() -> None:
     bench = Bench()
     bench.image.drain = None  # type: ignore[assignment,method-assign]
-    try:
+    with contextlib.suppress(TypeError):
         bench.second()
-    except TypeError:
-        pass
     assert len(bench.image.limits_written) == 1
 
 
@@ -147,7 +147,7 @@ def test_record_has_every_tick_and_the_state_before_each_segment(tmp_path: Path)
     segments = [s for s in read(tmp_path / "r") if isinstance(s, Segment)]
     rows = np.concatenate([np.frombuffer(s.records, core.record_dtype()) for s in segments])
     assert list(rows["tick"]) == list(range(1, 3501))
-    for before, segment in zip(segments, segments[1:], strict=False):
+    for before, segment in pairwise(segments):
         assert segment.state is not None and segment.first == before.next
         last = np.frombuffer(before.records, core.record_dtype())[-1]
         state = np.frombuffer(segment.state, core.record_dtype("State"))[0]
@@ -208,3 +208,13 @@ def test_a_step_is_fast(tmp_path: Path) -> None:
         bench.sup.step(bench.clock.t_ns)
         spent.append(time.perf_counter() - t0)
     assert sorted(spent)[30] < 0.001, "median of a step with 100 records"
+
+
+def test_a_restarted_supervisor_repeats_no_event(tmp_path: Path) -> None:
+    bench = Bench(store=Store(tmp_path / "h.sqlite", 1))
+    for _ in range(11):
+        bench.second(limits_active=RAMP, slot=0, slot_id=3)
+    again = Supervisor(bench.image, bench.site, bench.clock, store=Store(tmp_path / "h.sqlite", 1))  # type: ignore[arg-type]
+    bench.image.tick(100, limits_active=RAMP, slot=0, slot_id=3)
+    again.step(bench.clock.t_ns)
+    assert [e.kind for e in again.events] == ["supervisor"]
