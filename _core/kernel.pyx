@@ -92,7 +92,9 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
         st.last_meter_count = m.g.count
     # gone: nothing believable for too long, be it silence or nonsense; one bad answer is only not ok
     w.meter_gone = st.last_meter_t_ns == 0 or <double>minus(i.step_t_ns, st.last_meter_t_ns) * 1e-9 > s.meter_lost_s
-    if s.frozen_s > 0.0 and st.frozen_since_ns and since_s(i, st.frozen_since_ns) > s.frozen_s and m.g.count > 1:
+    if not w.meter_ok:
+        st.frozen_since_ns = i.t_ns             # silence and nonsense are not frozen: another alarm's business
+    elif s.frozen_s > 0.0 and since_s(i, st.frozen_since_ns) > s.frozen_s:
         w.meter_ok = 0
         w.fresh = 0
         if since_s(i, st.frozen_since_ns) > s.frozen_s + s.meter_lost_s or st.mode == MODE_STANDBY:

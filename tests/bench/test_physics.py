@@ -194,6 +194,7 @@ def test_protection_opens_contactors_after_a_second_over_the_limit():
 def test_meter_values_and_modes():
     m = running(load=300e3)
     m.ask("b", setpoint_frame(50_000), wait_ns=100 * MS)
+    m.v.set("grid.f_sine_hz", 0)
     assert m.meter() == (250e3, 0, 230, 230, 230, 50)
     m.v.set("meter.gain", -1)
     assert m.meter()[0] == -250e3

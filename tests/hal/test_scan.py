@@ -307,7 +307,7 @@ def test_reversion_heartbeat_and_operation() -> None:
     assert pcs.registers[life + 8] == 3  # EXIT_STANDBY out of STANDBY
     world.bench.ask(op_request=2)
     world.run(10)
-    assert pcs.registers[life + 8] == 0
+    assert pcs.registers[life + 8] == 2  # ENTER_STANDBY
     world.bench.ask(op_request=0, reset=1)
     world.run(10)
     assert [w for _, a, w in pcs.writes if a == life + 7] == [[1]]

@@ -46,7 +46,7 @@ def test_pcs_transactions_are_those_of_the_design() -> None:
     assert writes(device, "reversion") == [(ctl + 26, 2), (ctl + 30, 3)]  # never 28-29: they belong to WSetPct
     assert writes(device, "renew") == [(ctl + 31, 2)]
     assert writes(device, "heartbeat") == [(life + 5, 2)]
-    assert [w.encodes[0].const for w in device.writes if w.addr == life + 8] == [1.0, 3.0, 0.0]
+    assert [w.encodes[0].const for w in device.writes if w.addr == life + 8] == [1.0, 3.0, 2.0]
     command = next(w for w in device.writes if w.purpose == "command")
     assert [(e.source, e.const, e.type) for e in command.encodes] == [
         ("enable", 0, "u16"),
