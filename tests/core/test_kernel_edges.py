@@ -83,8 +83,8 @@ def test_a_live_converter_that_stops_during_adoption_starts_cold() -> None:
     r.running = False
     r.step(20)
     assert r.kernel.get_state()["adopt"] == 0
-    assert r.step(2900)["mode"] == STANDBY
-    assert r.step(200)["mode"] == GRID
+    assert r.step(2850)["mode"] == STANDBY
+    assert r.step(250)["mode"] == GRID
 
 
 @pytest.mark.parametrize("value", [math.nan, 2.0**60, math.inf])
