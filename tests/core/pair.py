@@ -7,15 +7,17 @@ import random
 import struct
 from typing import Any
 
+from _core.kernel import Kernel
 from hypothesis import strategies as st
 
-from _core.kernel import Kernel
 from bench.rig import LIMITS, SITE, TICK_NS, Rig, inputs
 from tests.core.twin import Twin
 
 I64 = (-(1 << 63), (1 << 63) - 1)
-ODD = [0.0, -0.0, math.nan, math.inf, -math.inf, 5e-324, -5e-324, 1e-310, 1e308, -1e308, 1.0, -1.0, 2.0, 3.0, 4.0, 6.0, 7.0, 99.0, 0.5, 50.0,
-       47.0, 49.3, 51.0, 230.0, 100.0, 1e3, -1e3, 1e5, -1e5, 4e5, 3e38, 1e19, 2.0**53]  # fmt: skip
+ODD = [
+    0.0, -0.0, math.nan, math.inf, -math.inf, 5e-324, -5e-324, 1e-310, 1e308, -1e308, 1.0, -1.0, 2.0, 3.0, 4.0, 6.0, 7.0, 99.0, 0.5,
+    50.0, 47.0, 49.3, 51.0, 230.0, 100.0, 1e3, -1e3, 1e5, -1e5, 4e5, 3e38, 1e19, 2.0**53,
+]  # fmt: skip
 
 
 def bits(x: Any) -> Any:

@@ -70,18 +70,9 @@ def test_twin_and_kernel_agree_on_walks_through_every_mode() -> None:
     assert alarms | twin.ALM_METER_SIGN | twin.ALM_INTERNAL == (1 << 13) - 1, [k for k in range(13) if not alarms >> k & 1]
 
 
-ARGUMENTS = {
-    "clamp": 3,
-    "slew": 5,
-    "slew_from_zero": 4,
-    "deadband": 2,
-    "droop": 5,
-    "volt_var": 4,
-    "decay": 1,
-    "lag": 4,
-    "taper": 2,
-    "q_room": 2,
-}
+ARGUMENTS = dict(
+    clamp=3, slew=5, slew_from_zero=4, deadband=2, droop=5, volt_var=4, decay=1, lag=4, taper=2, q_room=2,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

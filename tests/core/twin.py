@@ -204,8 +204,9 @@ def new_state(s: Obj) -> Obj:
     """reset()."""
     st = SimpleNamespace(
         last_t_ns=0, mode_since_ns=0, clean_since_ns=0, stop_since_ns=0, step_since_ns=0, model_t_ns=0, good_since_ns=0, bad_since_ns=0,
-        follow_since_ns=0, frozen_since_ns=0, hb_t_ns=0, hb_first_ns=0, reset_t_ns=[0] * 3, q_t_ns=[0] * MODEL_QUEUE, q_w=[0.0] * MODEL_QUEUE,
-        model_target_w=0.0, model_p_w=0.0, rb_err_w=0.0, align_num=0.0, align_den=0.0, align_s=0.0, load_w=0.0, stop_s=0.0, mean_w=0.0,
+        follow_since_ns=0, frozen_since_ns=0, hb_t_ns=0, hb_first_ns=0, reset_t_ns=[0] * 3,
+        q_t_ns=[0] * MODEL_QUEUE, q_w=[0.0] * MODEL_QUEUE, model_target_w=0.0, model_p_w=0.0,
+        rb_err_w=0.0, align_num=0.0, align_den=0.0, align_s=0.0, load_w=0.0, stop_s=0.0, mean_w=0.0,
         horizon_s=0.0, ref_w=0.0, cmd_w=0.0, droop_w=0.0, volt_var=0.0, billing_wh=0.0, billing_phase_s=0.0, last_grid_w=0.0,
         last_meter=[0.0] * 6, last_hb=0.0, not_held_s=0.0, last_meter_t_ns=0, last_meter_count=0, last_pcs_count=0, q_head=0, q_len=0,
         mode=0, start_step=0, reset_seen=0, resets=0, alarms=0, adopt=0, was_clean=0, stale=0, proven=0,
@@ -322,9 +323,8 @@ def start(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     bms_closed = not s.has_bms or (w.bms_ok and i.bms.bms_state == BMS_CONNECTED)
     beat = finite(i.pcs_life.pcs_heartbeat) and i.pcs_life.pcs_heartbeat != st.last_hb
     before = st.start_step
-    if not (w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) == 0):
-        st.start_step = START_DEVICES
-    elif st.adopt and st.start_step > START_DEVICES and not live:
+    proven = w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) == 0
+    if not proven or (st.adopt and st.start_step > START_DEVICES and not live):
         st.start_step = START_DEVICES
     elif st.start_step == START_DEVICES:
         st.adopt = int(live and (not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0))
