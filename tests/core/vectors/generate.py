@@ -62,7 +62,7 @@ SCENARIOS: dict[str, Scenario] = {
     "load_step": ("The load rises by 30 kW and falls by 50 kW: the next command answers in full, the reference moves at the ramp.", {}, {},
                   load_step),
     "ramp": ("A schedule moves the target of grid import by 500 W up and down: 20 W a tick.", {}, {}, ramp),
-    "hold": ("An operator holds 400 W, then 0, then lets go: up at the ramp, down at once, following again from where it stands.", {}, {}, hold),
+    "hold": ("An operator holds 400 W, then 0, then lets go: up at the ramp, down at once, following from where it stands.", {}, {}, hold),
     "bms_limit": ("The BMS takes discharge back to 0 in mid flight, gives 20 A, gives all: each in the same command.", {}, {}, bms_limit),
     "meter_loss": ("The meter misses 3 answers (held), 20 (toward 0, and back in from there), then all (FAULT after 0.5 s here).",
                    {"meter_lost_s": 0.5}, {}, meter_loss),
