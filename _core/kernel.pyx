@@ -700,7 +700,7 @@ cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, O
         before = st.cmd_w - st.droop_w if w.meter_ok else st.cmd_w
         p = battery(inp, lim, s, st, &w, o)                 # 3., 4. reference of grid import; the battery carries the rest
         extra = frequency(inp, s, st, &w)                   # 5. droop bypasses the ramp
-        p = limit(lim, s, st, &w, o, p, before, extra)              # 6. contract, breaker, SoC, temperature, PCS, BMS
+        p = limit(lim, s, st, &w, o, p, before, extra)      # 6. contract, breaker, SoC, temperature, PCS, BMS
     else:
         st.droop_w = 0.0
         st.ref_w = st.last_grid_w                           # outside GRID the reference follows the measured grid
