@@ -244,8 +244,8 @@ def markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Every key of the site file. Made from `controller/settings.py` by `python -m controller.settings > docs/settings.md`; a test holds",
-        "the two together. `derived` defaults depend on another setting: 50 Hz or 60 Hz, or the converter's rating.",
+        "Every key of the site file. Made from `controller/settings.py` by `python -m controller.settings > docs/settings.md`; a test",
+        "holds the two together. `derived` defaults depend on another setting: 50 Hz or 60 Hz, or the converter's rating.",
     ]
     blocks = [(s, [r for r in SETTINGS.values() if r.section == s]) for s in SECTIONS]
     for title, rows in blocks:
