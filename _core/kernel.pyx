@@ -386,11 +386,14 @@ cdef inline void align(const Inputs* i, const Site* s, State* st, const Work* w)
 cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
     """Load at the meter's sampling instant: what grid and battery carried together then."""
     cdef double load, t_f, others = others_w(i, s)
-    align(i, s, st, w)
+    cdef bint early = w.fresh and i.meter.g.t_ns < i.pcs.g.t_ns
+    if not early:
+        align(i, s, st, w)                      # the older sample first: the model only goes forward
     if w.fresh:
         model_advance(s, st, i.meter.g.t_ns)
         load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others
-        t_f = abs_w(st.align_s)
+        # a meter value from before where the model already stands is misaligned by as much
+        t_f = abs_w(st.align_s) + <double>minus(st.model_t_ns, i.meter.g.t_ns) * 1e-9
         if t_f > s.align_full_s:
             t_f = 2.0 * t_f if t_f > 0.01 else 0.02
             st.load_w += (load - st.load_w) * w.sample_s / (t_f + w.sample_s)
@@ -401,6 +404,8 @@ cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w,
         st.last_grid_w = i.meter.grid_p_w
     w.net_w = st.load_w - others
     o.batt_p_w = st.model_p_w + st.rb_err_w
+    if early:
+        align(i, s, st, w)
 
 
 # ---------------------------------------------------------------- device limits: needed by 3 (no wind-up) and 6

@@ -88,6 +88,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "deaf converter not noticed": (K, "fault(st, i, ALM_PCS_NOT_FOLLOWING)", "pass"),
     "dead time forgotten": (K, "minus(i.command_t_ns, -to_ns(s.pcs_dead_s))", "i.command_t_ns"),
     "load at the instant of the step": (K, "model_advance(s, st, i.meter.g.t_ns)", "model_advance(s, st, i.step_t_ns)"),
+    "readback before the meter, whatever their instants": (K, "cdef bint early = w.fresh and", "cdef bint early = False and"),
+    "late meter at full bandwidth": (K, "+ <double>minus(st.model_t_ns, i.meter.g.t_ns) * 1e-9", ""),
     "bias of the readback left out": (K, "st.model_p_w + st.rb_err_w + others", "st.model_p_w + others"),
     "adopted at 0": (K, "p = clamp(kept, -w.cha_w, w.dis_w)", "p = 0.0"),
     "Q does not leave room for P": (L, "cdef double d = s_va * s_va - p_w * p_w", "cdef double d = s_va * s_va"),
