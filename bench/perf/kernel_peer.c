@@ -26,7 +26,8 @@ enum {
 };
 enum { PCS_RUNNING = 3, PCS_THROTTLED = 4, PCS_FAULTED = 6, BMS_CONNECTED = 3, BMS_FAULTED = 99 };
 
-static const double HEARTBEAT_S = 3.0, CLEAN_S = 5.0, PROVED_S = 10.0, RB_TIME_S = 1.0, ALIGN_TIME_S = 10.0, AHEAD_S = 0.1, SOC_TAPER = 0.01;
+static const double HEARTBEAT_S = 3.0, CLEAN_S = 5.0, PROVED_S = 10.0, RB_TIME_S = 1.0, ALIGN_TIME_S = 10.0, AHEAD_S = 0.1;
+static const double BEHIND_S = 0.1, SOC_TAPER = 0.01;
 static const int64_t HOUR_NS = 3600LL * 1000000000LL;
 
 /* ---------------------------------------------------------------- image.pxd */
@@ -292,7 +293,7 @@ static inline void judge(const Inputs *i, const Site *s, State *st, Work *w)
     }
     w->meter_gone = st->last_meter_t_ns == 0 || (double)minus(i->step_t_ns, st->last_meter_t_ns) * 1e-9 > s->meter_lost_s;
     if (!w->meter_ok) {
-        st->frozen_since_ns = i->t_ns;
+        st->frozen_since_ns = minus(st->frozen_since_ns, -to_ns(w->dt_s));
     } else if (s->frozen_s > 0.0 && since_s(i, st->frozen_since_ns) > s->frozen_s) {
         w->meter_ok = 0;
         w->fresh = 0;
@@ -586,12 +587,13 @@ static inline void align(const Inputs *i, const Site *s, State *st, const Work *
 static inline void reconstruct(const Inputs *i, const Site *s, State *st, Work *w, Outputs *o)
 {
     const double others = others_w(i, s);
-    align(i, s, st, w);
+    const int early = w->fresh && i->meter.g.t_ns < i->pcs.g.t_ns;
+    if (!early) align(i, s, st, w);
     if (w->fresh) {
         double load, t_f;
         model_advance(s, st, i->meter.g.t_ns);
         load = i->meter.grid_p_w + st->model_p_w + st->rb_err_w + others;
-        t_f = abs_w(st->align_s);
+        t_f = abs_w(st->align_s) + (double)minus(st->model_t_ns, i->meter.g.t_ns) * 1e-9;
         if (t_f > s->align_full_s) {
             t_f = t_f > 0.01 ? 2.0 * t_f : 0.02;
             st->load_w += (load - st->load_w) * w->sample_s / (t_f + w->sample_s);
@@ -604,6 +606,7 @@ static inline void reconstruct(const Inputs *i, const Site *s, State *st, Work *
     }
     w->net_w = st->load_w - others;
     o->batt_p_w = st->model_p_w + st->rb_err_w;
+    if (early) align(i, s, st, w);
 }
 
 /* ---------------------------------------------------------------- device limits */

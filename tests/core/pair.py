@@ -190,10 +190,12 @@ class Walk(Rig):
             (self.stale.add if self._for(name, chance, ticks) else self.stale.discard)(name)
         if self._for("long", 0.0002, (550, 700)):
             self.stale.add("meter")
-        self.frozen = self._for("frozen", 0.0005, (100, 900))
+        self.frozen = self._for("frozen", 0.0008, (100, 1400))
         self.follow = not self._for("deaf", 0.0004, (150, 300))
         sag = self._for("sag", 0.0015, (3, 60))
-        i["meter"]["v1_v"] = 100.0 if sag else 230.0 + x.uniform(-10, 10)
+        v1 = 230.0 + x.uniform(-10, 10)
+        if sag or not self.frozen:
+            i["meter"]["v1_v"] = 100.0 if sag else v1
         i["meter"]["v2_v"] = math.nan if self._for("phase", 0.001, (3, 200)) else 231.0
         self.jitter_hz = x.choice([-0.07, 0.08]) if self._for("frequency", 0.003, (50, 400)) else 1e-6
         i["meter"]["g"]["quality"] = 2 if self._for("bad", 0.002, (1, 3)) else 1

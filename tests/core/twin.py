@@ -248,7 +248,7 @@ def judge(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
         st.last_meter_count = m.g.count
     w.meter_gone = st.last_meter_t_ns == 0 or float(minus(i.step_t_ns, st.last_meter_t_ns)) * 1e-9 > s.meter_lost_s
     if not w.meter_ok:
-        st.frozen_since_ns = i.t_ns
+        st.frozen_since_ns = minus(st.frozen_since_ns, -to_ns(w.dt_s))
     elif s.frozen_s > 0.0 and since_s(i, st.frozen_since_ns) > s.frozen_s:
         w.meter_ok = False
         w.fresh = False
@@ -529,11 +529,13 @@ def align(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
 
 def reconstruct(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     others = others_w(i, s)
-    align(i, s, st, w)
+    early = w.fresh and i.meter.g.t_ns < i.pcs.g.t_ns
+    if not early:
+        align(i, s, st, w)
     if w.fresh:
         model_advance(s, st, i.meter.g.t_ns)
         load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others
-        t_f = abs_w(st.align_s)
+        t_f = abs_w(st.align_s) + float(minus(st.model_t_ns, i.meter.g.t_ns)) * 1e-9
         if t_f > s.align_full_s:
             t_f = 2.0 * t_f if t_f > 0.01 else 0.02
             st.load_w += (load - st.load_w) * w.sample_s / (t_f + w.sample_s)
@@ -544,6 +546,8 @@ def reconstruct(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
         st.last_grid_w = i.meter.grid_p_w
     w.net_w = st.load_w - others
     o.batt_p_w = st.model_p_w + st.rb_err_w
+    if early:
+        align(i, s, st, w)
 
 
 def less_dis(w: Obj, bound: float, flag: int) -> None:
