@@ -167,7 +167,8 @@ cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
         if c.stopped_ns == 0:
             c.stopped_ns = now_ns
         # leave when the PCS has gone to standby, or has had its time to
-        if now_ns - c.stopped_ns > LEAVE_NS or (now_ns - c.stopped_ns > 3 * c.period_ns and c.live.pcs.pcs_state == 7.0):
+        if now_ns - c.stopped_ns > LEAVE_NS or (now_ns - c.stopped_ns > 3 * c.period_ns
+                                                    and c.live.pcs.pcs_state != 3.0 and c.live.pcs.pcs_state != 4.0):
             c.leave = 1
 
 

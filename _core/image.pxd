@@ -291,6 +291,7 @@ ctypedef struct State:
     double model_target_w
     double model_p_w            # PCS power by the model
     double rb_err_w             # slow mean of readback - model
+    double rb_abs_w             # slow mean of |readback - model|
     double align_num            # sums of the on-line alignment estimate
     double align_den
     double align_s              # alignment error of the PCS model against the readback

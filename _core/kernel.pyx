@@ -92,7 +92,9 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
         st.last_meter_count = m.g.count
     # gone: nothing believable for too long, be it silence or nonsense; one bad answer is only not ok
     w.meter_gone = st.last_meter_t_ns == 0 or <double>minus(i.step_t_ns, st.last_meter_t_ns) * 1e-9 > s.meter_lost_s
-    if s.frozen_s > 0.0 and st.frozen_since_ns and since_s(i, st.frozen_since_ns) > s.frozen_s and m.g.count > 1:
+    if not w.meter_ok:
+        st.frozen_since_ns = i.t_ns             # silence and nonsense are not frozen: another alarm's business
+    elif s.frozen_s > 0.0 and since_s(i, st.frozen_since_ns) > s.frozen_s:
         w.meter_ok = 0
         w.fresh = 0
         if since_s(i, st.frozen_since_ns) > s.frozen_s + s.meter_lost_s or st.mode == MODE_STANDBY:
@@ -175,8 +177,10 @@ cdef inline void start(const Inputs* i, const Site* s, State* st, const Work* w,
     elif st.adopt and st.start_step > START_DEVICES and not live:
         st.start_step = START_DEVICES           # it stopped by itself: nothing is left to adopt
     elif st.start_step == START_DEVICES:
-        st.adopt = live and (not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0)
-        st.start_step = START_REVERSION
+        # what the converter was told before us must have been read: on it hangs whether it is adopted
+        if (not s.has_pcs_ctl or i.pcs_ctl.g.count) and (not s.has_pcs_life or i.pcs_life.g.count):
+            st.adopt = live and (not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0)
+            st.start_step = START_REVERSION
     elif st.start_step == START_REVERSION:
         if not s.has_pcs_ctl or (age_s(i, &i.pcs_ctl.g) < 3.0 and i.pcs_ctl.g.t_ns > st.step_since_ns and i.pcs_ctl.wset_rvrt_ena == 1.0
                                  and i.pcs_ctl.wset_rvrt_w == 0.0 and i.pcs_ctl.wset_rvrt_s == s.pcs_rvrt_s):
@@ -210,7 +214,7 @@ cdef inline void start(const Inputs* i, const Site* s, State* st, const Work* w,
 
 cdef inline void follows(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
     """A PCS that acknowledges and does nothing: readback off the model for follow_s."""
-    if s.follow_w > 0.0 and not -s.follow_w <= st.rb_err_w <= s.follow_w:
+    if s.follow_w > 0.0 and not st.rb_abs_w <= s.follow_w:
         if st.follow_since_ns == 0:
             st.follow_since_ns = i.t_ns
         elif since_s(i, st.follow_since_ns) > s.follow_s:
@@ -293,6 +297,7 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
         if may_reset(i, st, now):
             st.alarms = 0
             st.rb_err_w = 0.0
+            st.rb_abs_w = 0.0
             enter(st, i, MODE_STANDBY)
     elif st.mode == MODE_STANDBY:
         start(i, s, st, w, o)
@@ -325,6 +330,7 @@ cdef inline void go(const Inputs* i, const Site* s, State* st, const Work* w) no
     st.model_target_w = i.pcs.batt_p_w
     st.q_len = 0
     st.rb_err_w = 0.0
+    st.rb_abs_w = 0.0
     st.cmd_w = i.pcs.batt_p_w
     st.load_w = i.meter.grid_p_w + i.pcs.batt_p_w + others_w(i, s)
     st.mean_w = st.load_w
@@ -381,6 +387,7 @@ cdef inline void align(const Inputs* i, const Site* s, State* st, const Work* w)
     if st.align_den > 10.0 * (0.02 * 0.37 * s.s_rated_va / (s.pcs_tau_s + 1e-4)) * (0.02 * 0.37 * s.s_rated_va / (s.pcs_tau_s + 1e-4)):
         st.align_s = st.align_num / st.align_den
     st.rb_err_w += (err - st.rb_err_w) * clamp(w.dt_s / RB_TIME_S, 0.0, 1.0)
+    st.rb_abs_w += (abs_w(err) - st.rb_abs_w) * clamp(w.dt_s / RB_TIME_S, 0.0, 1.0)
 
 
 cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
@@ -660,6 +667,7 @@ cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* 
     if st.mode == MODE_STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE              # the engine may leave once the command has gone out
         o.op_request = OP_STOP
+    p += 0.0                                # -0.0 becomes 0.0: nobody should have to ask what it means
     o.p_cmd_w = p
     st.cmd_w = p
     o.enable = 1.0

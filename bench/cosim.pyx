@@ -94,6 +94,13 @@ cdef class Cosim:
             engine.core.bus[k].on_open(engine.core.bus[k], self.now_ns)
         engine.start((self.now_ns // engine.core.period_ns + 1) * engine.core.period_ns)
 
+    def detach(self):
+        """Take the engine away, as a crash would: the plant goes on, its ports are silent."""
+        self.engine = None
+        self.now_ns += 200_000_000          # a new process is not here sooner, and frames on the wire have ended by then
+        self.out.n = 0
+        plant_run(self.p, self.now_ns)
+
     def run_until(self, int64_t until_ns):
         """Both machines, event by event, to an instant. Returns False when the engine has left its loop."""
         cdef bint on

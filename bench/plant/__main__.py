@@ -1,9 +1,9 @@
 """`python -m bench.plant --config FILE.json`: the virtual cabinet in real time behind PTYs.
 
-stdout, one JSON object a line: first {"ports": {"a": "/dev/pts/N"}, "pid", "t0_ns", "load_duration_s"} when ready, or {"errors": [...]} and exit
-code 2. stdin, one JSON object a line: {"set": {key: value, ...}}, {"truth": PATH} (write the truth now), {"stop": true}; each is answered by one
-line ({"set": ...}, {"truth": ...}, {"error": ...}). EOF, {"stop"}, SIGTERM, SIGINT or the end of duration_s end the run and write
-OUT/truth.npz when `out` is set.
+stdout, one JSON object a line: first {"ports": {"a": "/dev/pts/N"}, "pid", "t0_ns", "load_duration_s"} when ready, or
+{"errors": [...]} and exit code 2. stdin, one JSON object a line: {"set": {key: value, ...}}, {"truth": PATH} (write
+the truth now), {"stop": true}; each is answered by one line ({"set": ...}, {"truth": ...}, {"error": ...}). EOF,
+{"stop"}, SIGTERM, SIGINT or the end of duration_s end the run and write OUT/truth.npz when `out` is set.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def _note(text: str) -> None:
 
 
 def _open_ptys(names: list[str]) -> tuple[dict[str, int], dict[str, str], list[int]]:
-    """Raw PTYs: master descriptors, paths of the slaves, and the slaves, kept open so that a master never sees a hang-up."""
+    """Raw PTYs: master descriptors, paths of the slaves, and the slaves, kept open so that a master never sees a
+    hang-up.
+    """
     masters, paths, slaves = {}, {}, []
     for name in names:
         master, slave = os.openpty()
@@ -47,7 +49,9 @@ def _open_ptys(names: list[str]) -> tuple[dict[str, int], dict[str, str], list[i
 
 
 def _real_time(priority: int, cpu: int | None) -> int | None:
-    """Make the calling thread a real-time thread, as far as the system allows. Returns a descriptor that holds the CPU awake, or None."""
+    """Make the calling thread a real-time thread, as far as the system allows. Returns a descriptor that holds the
+    CPU awake, or None.
+    """
     latency = None
     try:
         latency = os.open("/dev/cpu_dma_latency", os.O_WRONLY)
@@ -63,7 +67,10 @@ def _real_time(priority: int, cpu: int | None) -> int | None:
         try:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
         except OSError as e:
-            _note(f"no SCHED_FIFO {priority} ({e.strerror}): answers may be late by milliseconds; late wakes are counted in the truth")
+            _note(
+                f"no SCHED_FIFO {priority} ({e.strerror}): answers may be late by milliseconds; "
+                "late wakes are counted in the truth"
+            )
     return latency
 
 
@@ -149,7 +156,14 @@ def run(raw: dict[str, Any]) -> int:
     thread.start()
     started.wait()
     seconds = cfg.load.duration_s
-    _say({"ports": paths, "pid": os.getpid(), "t0_ns": t0[0], "load_duration_s": None if seconds == float("inf") else seconds})
+    _say(
+        {
+            "ports": paths,
+            "pid": os.getpid(),
+            "t0_ns": t0[0],
+            "load_duration_s": None if seconds == float("inf") else seconds,
+        }
+    )
     control.serve()
     loop.stop()
     thread.join()
@@ -162,7 +176,9 @@ def run(raw: dict[str, Any]) -> int:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.plant", description="the virtual cabinet in real time behind PTYs")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.plant", description="the virtual cabinet in real time behind PTYs"
+    )
     parser.add_argument("--config", help="JSON file (see bench.plant.config); without it the built-in site")
     args = parser.parse_args()
     try:

@@ -2,11 +2,12 @@
 
     {"params": {"battery.soc": 0.55}, "ports": {"a": {"baud": 460800, "parity": "E", "stop_bits": 1}},
      "devices": [{"kind": "meter", "port": "a", "unit": 1}],
-     "load": {"trace": "FILE[:COLUMN]" | "steps" | "cluster" | WATTS, "edge": "step" | "linear" | MS, "scale": 1, "repeat": true},
-     "seed": 1, "out": DIR | null, "duration_s": null, "faults": [{"at_s": 5, "for_s": 2, "key": "meter.dead", "value": 1}],
-     "rt": {"priority": 80, "cpu": 0}}
+     "load": {"trace": "FILE[:COLUMN]" | "steps" | "cluster" | WATTS, "edge": "step" | "linear" | MS, "scale": 1,
+     "repeat": true}, "seed": 1, "out": DIR | null, "duration_s": null, "faults": [{"at_s": 5, "for_s": 2, "key":
+     "meter.dead", "value": 1}], "rt": {"priority": 80, "cpu": 0}}
 
-Every part has a default: builtin(). `for_s` missing or null: the fault stays. rt.cpu null: any; rt.priority 0: normal scheduling.
+Every part has a default: builtin(). `for_s` missing or null: the fault stays. rt.cpu null: any; rt.priority 0: normal
+scheduling.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Config:
-    """A checked configuration; par in the order of Plant.par. load.duration_s: length of the trace (inf for a constant)."""
+    """A checked configuration; par in the order of Plant.par. load.duration_s: length of the trace (inf for a
+    constant).
+    """
 
     par: list[float]
     ports: dict[str, PortConfig]
@@ -107,7 +110,10 @@ class _Check:
         for key in value:
             if key not in allowed:
                 near = difflib.get_close_matches(str(key), allowed, n=1)
-                self.problems.append(f"{where}.{key}: no such key" + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(allowed)}"))
+                self.problems.append(
+                    f"{where}.{key}: no such key"
+                    + (f"; did you mean {near[0]}?" if near else f"; known: {', '.join(allowed)}")
+                )
         return value
 
     def rows(self, value: object, where: str, most: int) -> list[Any]:
@@ -157,8 +163,10 @@ def _devices(c: _Check, raw: object, ports: dict[str, PortConfig]) -> list[Devic
     return out
 
 
-def _load(c: _Check, raw: object, seed: int) -> loads.Load:
-    t = {"trace": "cluster", "edge": 20, "scale": 1, "repeat": True} | c.table(raw, "load", ("trace", "edge", "scale", "repeat"))
+def _load(c: _Check, raw: object, seed: int, s_rated_va: float) -> loads.Load:
+    t = {"trace": "cluster", "edge": 20, "scale": 1, "repeat": True} | c.table(
+        raw, "load", ("trace", "edge", "scale", "repeat")
+    )
     what, edge = t["trace"], str(t["edge"])
     scale = c.number(t["scale"], "load.scale", 0, 1e6, 1)
     wrong = loads.check_edge(edge)
@@ -169,9 +177,9 @@ def _load(c: _Check, raw: object, seed: int) -> loads.Load:
         if isinstance(what, (int, float)) and not isinstance(what, bool):
             return loads.constant(c.number(what, "load.trace", -1e9, 1e9, 0) * scale)
         if what == "steps":
-            return loads.steps(seed=seed, scale=scale)
+            return loads.steps(seed=seed, step_w=0.1 * s_rated_va, scale=scale)
         if what == "cluster":
-            return loads.cluster(seed=seed, scale=scale)
+            return loads.cluster(seed=seed, scale=scale, edge=edge)
         if isinstance(what, str):
             return loads.trace(what, edge=edge, scale=scale, repeat=bool(t["repeat"]), seed=seed)
         c.problems.append(f"load.trace = {what!r}: FILE[:COLUMN], steps, cluster or a power in watts")
@@ -188,7 +196,9 @@ def _faults(c: _Check, raw: object) -> list[Fault]:
         at_s = c.number(t.get("at_s"), f"{where}.at_s", 0, 1e7, 0)
         for_s = None if t.get("for_s") is None else c.number(t["for_s"], f"{where}.for_s", 0, 1e7, 0)
         try:
-            out.append(Fault(at_s, for_s, str(t.get("key")), params.check(str(t.get("key")), t.get("value"), running=True)))
+            out.append(
+                Fault(at_s, for_s, str(t.get("key")), params.check(str(t.get("key")), t.get("value"), running=True))
+            )
         except params.ParamError as e:
             c.problems.append(f"{where}: {e}")
     return out
@@ -200,7 +210,9 @@ def parse(raw: dict[str, Any]) -> Config:
     base = builtin()
     top = base | c.table(raw, "config", tuple(base))
     seed = int(c.number(top["seed"], "seed", 0, 2**53, 1))
-    par, problems = params.values(c.table(top["params"], "params", tuple(top["params"]) if isinstance(top["params"], dict) else ()))
+    par, problems = params.values(
+        c.table(top["params"], "params", tuple(top["params"]) if isinstance(top["params"], dict) else ())
+    )
     c.problems += [f"params: {p}" for p in problems]
     ports = _ports(c, top["ports"])
     devices = _devices(c, top["devices"], ports)
@@ -211,7 +223,7 @@ def parse(raw: dict[str, Any]) -> Config:
     duration_s = None if top["duration_s"] is None else c.number(top["duration_s"], "duration_s", 0.01, 1e9, 1)
     if top["out"] is not None and not isinstance(top["out"], str):
         c.problems.append("out: a directory or null")
-    load = _load(c, top["load"], seed)
+    load = _load(c, top["load"], seed, par[params.INDEX["pcs.s_rated_va"]])
     if c.problems:
         raise ConfigError(c.problems)
     if not math.isfinite(float(load.p_w.sum())):

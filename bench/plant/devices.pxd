@@ -13,4 +13,6 @@ cdef enum:
 cdef void meter_latch(Plant* p, int64_t t_ns) noexcept nogil
 cdef void bms_refresh(Plant* p, int64_t t_ns) noexcept nogil
 cdef int device_read(Plant* p, Device* d, int fc, int addr, int n, uint16_t* out, int64_t t_ns) noexcept nogil
-cdef int device_write(Plant* p, Device* d, int addr, int n, const uint16_t* val, int64_t detect_ns, int64_t end_ns) noexcept nogil
+cdef int device_write(
+    Plant* p, Device* d, int addr, int n, const uint16_t* val, int64_t detect_ns, int64_t end_ns
+) noexcept nogil

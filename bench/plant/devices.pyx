@@ -1,10 +1,10 @@
-# cython: boundscheck=False, cdivision=True
 """Register faces of meter, BMS and PCS: what a master reads and writes, at the instant the request is detected.
 
-Meter: 12 registers from 0, function 03 and 04: f32 big-endian, high word first: P W (grid import +), Q var, V1, V2, V3 (line to neutral), f Hz.
-PCS and BMS: SunSpec from 40000, function 03 only. Layout and sentinels come from maps.py; here stand the registers that move.
-Signs: 701.W injects + (= discharge). 802.A and 802.W: the model's text does not say; here discharge + (IEC 61850 ZBAT and the storage models'
-DISCHARGING come with current out of the battery), the same as 803.StrA.
+Meter: 12 registers from 0, function 03 and 04: f32 big-endian, high word first: P W (grid import +), Q var, V1, V2,
+V3 (line to neutral), f Hz. PCS and BMS: SunSpec from 40000, function 03 only. Layout and sentinels come from maps.py;
+here stand the registers that move. Signs: 701.W injects + (= discharge). 802.A and 802.W: the model's text does not
+say; here discharge + (IEC 61850 ZBAT and the storage models' DISCHARGING come with current out of the battery), the
+same as 803.StrA.
 """
 
 from libc.math cimport fabs, floor, fmax, fmin, sqrt
@@ -99,7 +99,9 @@ cdef void meter_latch(Plant* p, int64_t t_ns) noexcept nogil:
     if p.par[P_meter_noise_w] > 0.0:
         w += p.par[P_meter_noise_w] * normal(p)
     p.latch[0] = w
-    p.latch[1] = (p.par[P_load_q_var] - present(p).q_var) * p.par[P_meter_gain] if p.par[P_grid_connected] != 0.0 else 0.0
+    p.latch[1] = 0.0
+    if p.par[P_grid_connected] != 0.0:
+        p.latch[1] = (p.par[P_load_q_var] - present(p).q_var) * p.par[P_meter_gain]
     p.latch[2] = p.latch[3] = p.latch[4] = _v_ln_v(p)
     p.latch[5] = f_hz(p, t_ns)
     p.latched = 1
@@ -215,7 +217,8 @@ cdef void _fill_701(Plant* p, uint16_t* r, int64_t t_ns) noexcept nogil:
     _u32(r + 17, <uint32_t>(f_hz(p, t_ns) * 1000.0 + 0.5))
     _u64(r + 19, <uint64_t>p.bat.energy_out_wh)
     _u64(r + 23, <uint64_t>p.bat.energy_in_wh)
-    r[36] = _i16(25.0 + 20.0 * fabs(w) / p.par[P_pcs_s_rated_va])      # cabinet air: a plausible figure, no model behind it
+    # cabinet air: a plausible figure, no model behind it
+    r[36] = _i16(25.0 + 20.0 * fabs(w) / p.par[P_pcs_s_rated_va])
     for i in range(3):
         b = 41 + 23 * i
         r[b] = _i16(w / 30.0)
@@ -289,8 +292,12 @@ cdef int device_read(Plant* p, Device* d, int fc, int addr, int n, uint16_t* out
     return 0
 
 
-cdef int device_write(Plant* p, Device* d, int addr, int n, const uint16_t* val, int64_t detect_ns, int64_t end_ns) noexcept nogil:
-    """Write n registers, all or none; 0 or a Modbus exception code. end_ns: last bit of the frame, for the command log."""
+cdef int device_write(
+    Plant* p, Device* d, int addr, int n, const uint16_t* val, int64_t detect_ns, int64_t end_ns
+) noexcept nogil:
+    """Write n registers, all or none; 0 or a Modbus exception code. end_ns: last bit of the frame, for the command
+    log.
+    """
     cdef int a = addr - d.base, i, refused
     if n < 1 or n > 123:
         return ILLEGAL_VALUE

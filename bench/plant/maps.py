@@ -1,7 +1,8 @@
 """Register images of the emulated devices, laid out from data/sunspec_points.csv.
 
-An image is (registers, writable) as uint16 and uint8 arrays that start at the device's base address. Points without a value hold SunSpec's "not
-implemented" sentinel of their type and are read-only. What moves while the plant runs is filled by devices.pyx, at offsets checked here.
+An image is (registers, writable) as uint16 and uint8 arrays that start at the device's base address. Points without a
+value hold SunSpec's "not implemented" sentinel of their type and are read-only. What moves while the plant runs is
+filled by devices.pyx, at offsets checked here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUNSPEC_BASE = 40000
-PCS_OFFSETS = {1: 2, 701: 70, 702: 225, 704: 277, 715: 344}     # of each model's ID; devices.pyx and pcs.pxd count on them
+PCS_OFFSETS = {1: 2, 701: 70, 702: 225, 704: 277, 715: 344}  # of each model's ID; devices.pyx and pcs.pxd count on them
 BMS_OFFSETS = {1: 2, 802: 70, 803: 134}
 PCS_REGS, BMS_REGS, METER_REGS = 355, 196, 12
 DATA = Path(__file__).parent / "data"
@@ -33,6 +34,11 @@ _SENTINEL = {
     "bitfield32": (0xFFFF, 0xFFFF),
     "uint64": (0xFFFF,) * 4,
 }
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
 
 Image = tuple[NDArray[np.uint16], NDArray[np.uint8]]
 
@@ -56,7 +62,14 @@ def points() -> dict[int, list[Point]]:
     with open(DATA / "sunspec_points.csv") as f:
         for row in csv.DictReader(line for line in f if not line.startswith("#")):
             table.setdefault(int(row["model"]), []).append(
-                Point(int(row["model"]), int(row["offset"]), row["name"], row["type"], int(row["size"]), row["access"] == "RW")
+                Point(
+                    int(row["model"]),
+                    int(row["offset"]),
+                    row["name"],
+                    row["type"],
+                    int(row["size"]),
+                    row["access"] == "RW",
+                )
             )
     for model, rows in table.items():
         end = 0
@@ -97,7 +110,7 @@ def _model(model: int, given: dict[str, int | str], writable: frozenset[str]) ->
 
 
 def _image(parts: list[tuple[int, dict[str, int | str], set[str]]], offsets: dict[int, int], total: int) -> Image:
-    regs, mask = [0x5375, 0x6E53], [0, 0]       # "SunS"
+    regs, mask = [0x5375, 0x6E53], [0, 0]  # "SunS"
     for model, given, writable in parts:
         if len(regs) != offsets[model]:
             raise ValueError(f"model {model} stands at {len(regs)}, the compiled code expects {offsets[model]}")
@@ -117,18 +130,38 @@ def _common(model_name: str, serial: str, unit: int) -> dict[str, int | str]:
 
 def pcs_image(unit: int, s_rated_va: float, v_ln_v: float = 230.0) -> Image:
     """Models 1, 701, 702, 704, 715. 702 ratings in 10 W / 10 VA; setpoints in 1 W (WSet_SF 0), WSetPct in 0.01 %."""
-    live_701 = "St InvSt ConnSt Alrm W VA Var PF A LLV LNV Hz TotWhInj TotWhAbs TmpCab".split()
-    live_701 += [f"{q}L{k}" for k in (1, 2, 3) for q in ("W", "VA", "Var", "PF", "A", "V")] + ["VL1L2", "VL2L3", "VL3L1"]
+    live_701 = _words("St InvSt ConnSt Alrm W VA Var PF A LLV LNV Hz TotWhInj TotWhAbs TmpCab")
+    live_701 += [f"{q}L{k}" for k in (1, 2, 3) for q in ("W", "VA", "Var", "PF", "A", "V")] + [
+        "VL1L2",
+        "VL2L3",
+        "VL3L1",
+    ]
     m701: dict[str, int | str] = dict.fromkeys(live_701, 0)
-    m701 |= {"ACType": 2, "DERMode": 1, "A_SF": -1, "V_SF": -1, "Hz_SF": -3, "W_SF": 1, "PF_SF": -2, "VA_SF": 1, "Var_SF": 1}
+    m701 |= {
+        "ACType": 2,
+        "DERMode": 1,
+        "A_SF": -1,
+        "V_SF": -1,
+        "Hz_SF": -3,
+        "W_SF": 1,
+        "PF_SF": -2,
+        "VA_SF": 1,
+        "Var_SF": 1,
+    }
     m701 |= {"TotWh_SF": 0, "Tmp_SF": 0}
     rating = round(s_rated_va / 10)
     m702: dict[str, int | str] = dict.fromkeys(
-        "WMaxRtg VAMaxRtg VarMaxInjRtg VarMaxAbsRtg WChaRteMaxRtg WDisChaRteMaxRtg VAChaRteMaxRtg VADisChaRteMaxRtg WMax VAMax VarMaxInj "
-        "VarMaxAbs WChaRteMax WDisChaRteMax VAChaRteMax VADisChaRteMax".split(),
+        _words(
+            "WMaxRtg VAMaxRtg VarMaxInjRtg VarMaxAbsRtg WChaRteMaxRtg WDisChaRteMaxRtg VAChaRteMaxRtg "
+            "VADisChaRteMaxRtg WMax VAMax VarMaxInj VarMaxAbs WChaRteMax WDisChaRteMax VAChaRteMax VADisChaRteMax"
+        ),
         rating,
     )
-    m702 |= {"VNomRtg": round(v_ln_v * 3**0.5 * 10), "AMaxRtg": round(s_rated_va / (3 * max(v_ln_v, 1)) * 10), "CtrlModes": 0b110}
+    m702 |= {
+        "VNomRtg": round(v_ln_v * 3**0.5 * 10),
+        "AMaxRtg": round(s_rated_va / (3 * max(v_ln_v, 1)) * 10),
+        "CtrlModes": 0b110,
+    }
     m702 |= {"W_SF": 1, "PF_SF": -2, "VA_SF": 1, "Var_SF": 1, "V_SF": -1, "A_SF": -1}
     w704 = {"WSetEna", "WSetMod", "WSet", "WSetRvrt", "WSetPct", "WSetPctRvrt", "WSetEnaRvrt", "WSetRvrtTms"}
     w704 |= {"VarSetEna", "VarSetMod", "VarSetPri", "VarSet"}
@@ -151,20 +184,50 @@ def pcs_image(unit: int, s_rated_va: float, v_ln_v: float = 230.0) -> Image:
 def bms_image(unit: int, energy_wh: float, capacity_ah: float) -> Image:
     """Models 1, 802, 803 with one string of 250 cells."""
     m802: dict[str, int | str] = dict.fromkeys(
-        "WChaRteMax WDisChaRteMax SoC ChaSt LocRemCtl Hb CtrlHb AlmRst State Evt1 Evt2 EvtVnd1 EvtVnd2 V CellVMax CellVMin CellVAvg A AChaMax "
-        "ADisChaMax W".split(),
+        _words(
+            "WChaRteMax WDisChaRteMax SoC ChaSt LocRemCtl Hb CtrlHb AlmRst State Evt1 Evt2 EvtVnd1 EvtVnd2 V "
+            "CellVMax CellVMin CellVAvg A AChaMax ADisChaMax W"
+        ),
         0,
     )
-    m802 |= {"AHRtg": round(capacity_ah), "WHRtg": round(energy_wh / 10), "SoCMax": 10000, "SoCMin": 0, "Typ": 4, "SetOp": 1, "SetInvState": 3}
-    m802 |= {"SoH": 10000, "VMax": 9000, "VMin": 5000, "AHRtg_SF": 0, "WHRtg_SF": 1, "WChaDisChaMax_SF": 1, "SoC_SF": -2, "SoH_SF": -2}
+    m802 |= {
+        "AHRtg": round(capacity_ah),
+        "WHRtg": round(energy_wh / 10),
+        "SoCMax": 10000,
+        "SoCMin": 0,
+        "Typ": 4,
+        "SetOp": 1,
+        "SetInvState": 3,
+    }
+    m802 |= {
+        "SoH": 10000,
+        "VMax": 9000,
+        "VMin": 5000,
+        "AHRtg_SF": 0,
+        "WHRtg_SF": 1,
+        "WChaDisChaMax_SF": 1,
+        "SoC_SF": -2,
+        "SoH_SF": -2,
+    }
     m802 |= {"V_SF": -1, "CellV_SF": -3, "A_SF": -1, "AMax_SF": -1, "W_SF": 1}
     m803: dict[str, int | str] = dict.fromkeys(
-        "NStrCon ModTmpMax ModTmpMin ModTmpAvg StrVMax StrVMin StrVAvg StrAMax StrAMin StrAAvg string/StrSt string/StrSoC string/StrA "
-        "string/StrCellVMax string/StrCellVMin string/StrCellVAvg string/StrModTmpMax string/StrModTmpMin string/StrModTmpAvg "
-        "string/StrEvt1".split(),
+        _words(
+            "NStrCon ModTmpMax ModTmpMin ModTmpAvg StrVMax StrVMin StrVAvg StrAMax StrAMin StrAAvg string/StrSt "
+            "string/StrSoC string/StrA string/StrCellVMax string/StrCellVMin string/StrCellVAvg "
+            "string/StrModTmpMax string/StrModTmpMin string/StrModTmpAvg string/StrEvt1"
+        ),
         0,
     )
-    m803 |= {"NStr": 1, "CellV_SF": -3, "ModTmp_SF": -1, "A_SF": -1, "SoH_SF": -2, "SoC_SF": -2, "V_SF": -1, "string/StrNMod": 25}
+    m803 |= {
+        "NStr": 1,
+        "CellV_SF": -3,
+        "ModTmp_SF": -1,
+        "A_SF": -1,
+        "SoH_SF": -2,
+        "SoC_SF": -2,
+        "V_SF": -1,
+        "string/StrNMod": 25,
+    }
     return _image(
         [
             (1, _common("virtual LFP rack", "BMS-0001", unit), set()),

@@ -1,7 +1,8 @@
 """The settings of the virtual cabinet: one table of name, default, range, unit, liveness and text.
 
-The built-in site of design.md is the table's defaults. Every value is a double; switches are 0 or 1. `live` settings may be changed while the
-plant runs (`VirtualPlant.set`, {"set": ...} on stdin, a fault schedule); the others are read at the start only.
+The built-in site of design.md is the table's defaults. Every value is a double; switches are 0 or 1. `live` settings
+may be changed while the plant runs (`VirtualPlant.set`, {"set": ...} on stdin, a fault schedule); the others are read
+at the start only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ class ParamError(ValueError):
 
 @dataclass(frozen=True)
 class Param:
-    """One setting: `key` as in files and on the command line, SI unit, inclusive range, whether it may change while running."""
+    """One setting: `key` as in files and on the command line, SI unit, inclusive range, whether it may change while
+    running.
+    """
 
     key: str
     default: float
@@ -50,7 +53,9 @@ def _key(name: str) -> str:
 
 
 PORT_NAMES = ("a", "b", "c", "d")[: state.PORT_COUNT]
-KEYS = [_key(n) for n in _names("P_") if n != "FIXED_COUNT"] + [f"{port}.{key}" for port in PORT_NAMES for key in _names("PP_")]
+KEYS = [_key(n) for n in _names("P_") if n != "FIXED_COUNT"] + [
+    f"{port}.{key}" for port in PORT_NAMES for key in _names("PP_")
+]
 EVENT_NAMES: dict[int, str] = {getattr(state, f"EV_{n}"): n.lower() for n in _names("EV_")}
 
 
@@ -66,21 +71,40 @@ def _answering(device: str, what: str) -> list[Param]:
 def _fixed() -> list[Param]:
     return [
         Param("battery.soc", 0.5, 0, 1, "1", "state of charge; live: the pack jumps there"),
-        Param("battery.energy_wh", 250e3, 1e3, 1e8, "Wh", "energy between SoC 0 and 1 at open-circuit voltage", live=False),
+        Param(
+            "battery.energy_wh", 250e3, 1e3, 1e8, "Wh", "energy between SoC 0 and 1 at open-circuit voltage", live=False
+        ),
         Param("battery.temp_c", 25, -30, 80, "degC", "pack temperature; live: the pack jumps there"),
         Param("battery.ambient_c", 25, -40, 60, "degC", "air around the pack"),
         Param("battery.cooling_w_per_k", 500, 0, 1e5, "W/K", "heat that leaves the pack"),
-        Param("pcs.s_rated_va", 250e3, 1e3, 3e5, "VA", "apparent power rating; 10 W registers end at 327 kW", live=False),
+        Param(
+            "pcs.s_rated_va", 250e3, 1e3, 3e5, "VA", "apparent power rating; 10 W registers end at 327 kW", live=False
+        ),
         Param("pcs.dead_time_s", 0.001, 0, 1, "s", "from detection of the command frame to the first change of power"),
         Param("pcs.tau_s", 0.002, 0, 10, "s", "first-order lag of AC power"),
         Param("pcs.slew_w_per_s", 0, 0, _BIG, "W/s", "largest slope of AC power, 0: none"),
         Param("pcs.own_ramp_w_per_s", 0, 0, _BIG, "W/s", "slope after reversion or disabling, 0: rating in 1 s"),
         Param("pcs.gain", 1, -2, 2, "1", "power at the terminals / setpoint; 0.98: a 2 % gain error"),
         Param("pcs.ignore_commands", 0, 0, 1, "", "1: setpoints are acknowledged and do nothing"),
-        Param("pcs.setpoint_renews", 0, 0, 1, "", "1: a WSet write restarts the reversion timer (unsettled between devices)"),
+        Param(
+            "pcs.setpoint_renews",
+            0,
+            0,
+            1,
+            "",
+            "1: a WSet write restarts the reversion timer (unsettled between devices)",
+        ),
         Param("pcs.start_s", 0.5, 0, 600, "s", "STARTING to RUNNING"),
         Param("pcs.initial_state", 7, 0, 7, "", "701.InvSt at start: 0 off, 3 running, 7 standby", live=False),
-        Param("pcs.initial_wset_w", 0, -3e5, 3e5, "W", "live setpoint at start when running (adoption without a bump)", live=False),
+        Param(
+            "pcs.initial_wset_w",
+            0,
+            -3e5,
+            3e5,
+            "W",
+            "live setpoint at start when running (adoption without a bump)",
+            live=False,
+        ),
         Param("pcs.initial_rvrt_s", 0, 0, 3600, "s", "WSetRvrtTms at start, enabled and running when > 0", live=False),
         Param("pcs.hb_stuck", 0, 0, 1, "", "1: 715.DERHb stands still"),
         Param("pcs.fault", 0, 0, 1, "", "1: the converter is in FAULT, power 0; back to 0 leaves it in STANDBY"),
@@ -104,7 +128,7 @@ def _fixed() -> list[Param]:
         Param("grid.f_hz", 50, 40, 70, "Hz", "grid frequency"),
         Param("grid.v_ln_v", 230, 0, 400, "V", "line to neutral voltage"),
         Param("grid.connected", 1, 0, 1, "", "0: outage; grid power 0, a grid-following PCS stops"),
-        Param("grid.f_sine_hz", 0, 0, 5, "Hz", "amplitude of a sine on the frequency"),
+        Param("grid.f_sine_hz", 0.01, 0, 5, "Hz", "amplitude of a sine on the frequency: no mains stands still to the last bit"),
         Param("grid.f_sine_period_s", 60, 0.1, 1e4, "s", "its period"),
         Param("load.scale", 1, 0, 100, "1", "factor on the load"),
         Param("load.extra_w", 0, -1e7, 1e7, "W", "added to the load"),
@@ -167,7 +191,7 @@ def values(overrides: Mapping[str, object]) -> tuple[list[float], list[str]]:
     problems = []
     for key, value in overrides.items():
         try:
-            par[INDEX[key] if key in INDEX else -1] = check(key, value)
+            par[INDEX.get(key, -1)] = check(key, value)
         except ParamError as e:
             problems.append(str(e))
     return par, problems

@@ -1,10 +1,9 @@
-# cython: boundscheck=False, cdivision=True
 """The converter's own control: states, commands with dead time, reversion timer.
 
-A setpoint write is detected 3.5 characters after its last bit; dead time later it becomes the acting target, and the terminals follow
-with lag and slew (physics.pyx). SunSpec 704 as the device sees it: WSetEna, WSetMod, WSet act together; WSetRvrtTms starts the timer, at its
-end WSetRvrt acts at the device's own ramp and WSetEna falls to 0. Whether a setpoint write renews the timer is unsettled between devices:
-`pcs.setpoint_renews`.
+A setpoint write is detected 3.5 characters after its last bit; dead time later it becomes the acting target, and the
+terminals follow with lag and slew (physics.pyx). SunSpec 704 as the device sees it: WSetEna, WSetMod, WSet act
+together; WSetRvrtTms starts the timer, at its end WSetRvrt acts at the device's own ramp and WSetEna falls to 0.
+Whether a setpoint write renews the timer is unsettled between devices: `pcs.setpoint_renews`.
 """
 
 from libc.math cimport fabs, fmax, fmin, sqrt
@@ -74,7 +73,8 @@ cdef void _set_state(Plant* p, int64_t t_ns, int state) noexcept nogil:
 cdef void _retarget(Plant* p, int64_t t_ns, double slew_w_per_s, int jump, int64_t log_i) noexcept nogil:
     """Recompute what the terminals head for, and bend the trajectory there.
 
-    log_i >= 0: a command takes effect, its 90 % instant is entered. The command before it, if still short of 90 %, never gets there: -1.
+    log_i >= 0: a command takes effect, its 90 % instant is entered. The command before it, if still short of 90 %,
+    never gets there: -1.
     """
     cdef Pcs* c = &p.pcs
     cdef Truth* tr = &p.truth
@@ -136,7 +136,9 @@ cdef void _stop(Plant* p, int64_t t_ns, int state, int jump) noexcept nogil:
 
 
 cdef void pcs_refresh(Plant* p, int64_t t_ns) noexcept nogil:
-    """A parameter, the grid or the contactors changed: stop at once where power has nowhere to go, else carry on from here."""
+    """A parameter, the grid or the contactors changed: stop at once where power has nowhere to go, else carry on from
+    here.
+    """
     cdef Pcs* c = &p.pcs
     if p.par[P_pcs_fault] != 0.0:
         if c.state != PCS_FAULT:
@@ -160,7 +162,9 @@ cdef void pcs_operate(Plant* p, int64_t t_ns, int op) noexcept nogil:
         _stop(p, t_ns, PCS_OFF, 0)
     elif op == OP_ENTER_STANDBY:
         _stop(p, t_ns, PCS_STANDBY, 0)
-    elif (op == OP_START or c.state == PCS_STANDBY) and c.state != PCS_RUNNING and c.state != PCS_STARTING and _dc_and_grid(p):
+    elif c.state == PCS_RUNNING or c.state == PCS_STARTING or not _dc_and_grid(p):
+        return
+    elif op == OP_START or c.state == PCS_STANDBY:          # EXIT_STANDBY does not wake a converter that is off
         _set_state(p, t_ns, PCS_STARTING)
         c.start_done_ns = t_ns + <int64_t>(p.par[P_pcs_start_s] * 1e9)
 
@@ -189,7 +193,9 @@ cdef int64_t _log_command(Plant* p, int64_t end_ns, double value_w) noexcept nog
 
 
 cdef void pcs_command(Plant* p, int64_t detect_ns, int64_t end_ns) noexcept nogil:
-    """The setpoint registers were written (last bit at end_ns, detected at detect_ns): queue what they say for after the dead time."""
+    """The setpoint registers were written (last bit at end_ns, detected at detect_ns): queue what they say for after
+    the dead time.
+    """
     cdef Pcs* c = &p.pcs
     cdef uint16_t* r = _regs(p) + R704
     cdef int i

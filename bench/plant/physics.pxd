@@ -1,4 +1,6 @@
-"""Load, AC power trajectory, battery: everything between the commands and the watts. All instants absolute ns, all powers W."""
+"""Load, AC power trajectory, battery: everything between the commands and the watts. All instants absolute ns, all
+powers W.
+"""
 
 from libc.stdint cimport int64_t, uint64_t
 

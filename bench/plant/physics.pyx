@@ -1,11 +1,11 @@
-# cython: boundscheck=False, cdivision=True
 """Load, AC power trajectory, battery.
 
-Power is exact in time: the load is piecewise linear and the converter's answer to a target is a straight line (slew) followed by an
-exponential (lag), so point values and integrals are closed forms. Nothing is stepped faster than the 10 ms bins of the truth; heat, charge and
-open-circuit voltage move once per bin, far slower than they could change.
+Power is exact in time: the load is piecewise linear and the converter's answer to a target is a straight line (slew)
+followed by an exponential (lag), so point values and integrals are closed forms. Nothing is stepped faster than the
+10 ms bins of the truth; heat, charge and open-circuit voltage move once per bin, far slower than they could change.
 
-Sources: cell and converter tables in data/ (TUM EES simses); pack current from power is the smaller root of R i^2 - V i + P = 0.
+Sources: cell and converter tables in data/ (TUM EES simses); pack current from power is the smaller root of R i^2 - V
+i + P = 0.
 """
 
 from libc.math cimport M_PI, cos, exp, fabs, fmax, fmin, log, sin, sqrt
@@ -114,7 +114,9 @@ cdef inline int64_t _locate(Load* ld, int64_t u_ns) noexcept nogil:
 
 
 cdef inline double _before(Load* ld, int64_t k, int64_t lap) noexcept nogil:
-    """The value that stood before entry k (k = 0: end of the lap before; the very first lap starts at its first value)."""
+    """The value that stood before entry k (k = 0: end of the lap before; the very first lap starts at its first
+    value).
+    """
     if k > 0:
         return ld.p_w[k - 1]
     return ld.p_w[ld.n - 1] if lap > 0 else ld.p_w[0]
@@ -269,7 +271,8 @@ cdef double grid_mean_w(Plant* p, int64_t a_ns, int64_t b_ns) noexcept nogil:
         if s.t_ns < hi_ns:
             lo_ns = s.t_ns if s.t_ns > a_ns else a_ns
             if s.connected:
-                total += load_integral_j(p, lo_ns, hi_ns) * s.load_scale + s.load_extra_w * (<double>(hi_ns - lo_ns) * 1e-9)
+                total += load_integral_j(p, lo_ns, hi_ns) * s.load_scale
+                total += s.load_extra_w * (<double>(hi_ns - lo_ns) * 1e-9)
                 total -= seg_integral_j(s, lo_ns, hi_ns)
             hi_ns = lo_ns
         i -= 1
@@ -280,8 +283,9 @@ cdef double f_hz(Plant* p, int64_t t_ns) noexcept nogil:
     if p.par[P_grid_connected] == 0.0:
         return 0.0
     cdef double f = p.par[P_grid_f_hz]
+    cdef double t_s = <double>(t_ns - p.t0_ns) * 1e-9
     if p.par[P_grid_f_sine_hz] != 0.0:
-        f += p.par[P_grid_f_sine_hz] * sin(2.0 * M_PI * (<double>(t_ns - p.t0_ns) * 1e-9) / p.par[P_grid_f_sine_period_s])
+        f += p.par[P_grid_f_sine_hz] * sin(2.0 * M_PI * t_s / p.par[P_grid_f_sine_period_s])
     return f
 
 
@@ -379,7 +383,9 @@ cdef inline double _taper(double x, double zero, double full) noexcept nogil:
 
 
 cdef void _limits(Plant* p) noexcept nogil:
-    """The true DC limits, as the BMS shows them: parameter, SoC taper, temperature taper (LFP: no charge below 0 degC)."""
+    """The true DC limits, as the BMS shows them: parameter, SoC taper, temperature taper (LFP: no charge below 0
+    degC).
+    """
     cdef Battery* b = &p.bat
     cdef double hot = _taper(b.temp_c, 55.0, 45.0)
     b.lim_charge_w = p.par[P_bms_charge_limit_w] if p.par[P_bms_charge_limit_w] >= 0.0 else b.rated_w
@@ -394,7 +400,8 @@ cdef void _limits(Plant* p) noexcept nogil:
 cdef void _protect(Plant* p, double dt_s) noexcept nogil:
     """Count time over the limits; open the contactors after 1 s at 2 % over, or outside SoC or temperature.
 
-    The count (truth) starts at 0.5 % + 0.1 % of rating over: a limit is shown in steps of 10 W and a controller may use all of it.
+    The count (truth) starts at 0.5 % + 0.1 % of rating over: a limit is shown in steps of 10 W and a controller may
+    use all of it.
     """
     cdef Battery* b = &p.bat
     cdef double lim_w = b.lim_discharge_w if b.p_dc_w > 0.0 else b.lim_charge_w
@@ -422,7 +429,7 @@ cdef void close_bin(Plant* p) noexcept nogil:
     """End a 10 ms bin: write the truth, move charge and heat, judge the limits."""
     cdef Truth* tr = &p.truth
     cdef Battery* b = &p.bat
-    cdef double dt_s = BIN_NS * 1e-9, heat_w, ac_w, dc_w
+    cdef double dt_s = BIN_NS * 1e-9, heat_w, away_w, ac_w, dc_w
     advance(p, p.bin_end_ns)
     if tr.bin_n < tr.bin_cap:
         tr.load_w[tr.bin_n] = <float>(p.acc_load_j / dt_s)
@@ -433,7 +440,8 @@ cdef void close_bin(Plant* p) noexcept nogil:
     _solve_pack(p, dc_w)
     heat_w = b.i_a * b.i_a * b.r_ohm
     b.soc = fmin(fmax(b.soc - b.i_a * dt_s / b.capacity_as, 0.0), 1.0)
-    b.temp_c += (heat_w - p.par[P_battery_cooling_w_per_k] * (b.temp_c - p.par[P_battery_ambient_c])) * dt_s / b.heat_j_per_k
+    away_w = p.par[P_battery_cooling_w_per_k] * (b.temp_c - p.par[P_battery_ambient_c])
+    b.temp_c += (heat_w - away_w) * dt_s / b.heat_j_per_k
     b.energy_out_wh += fmax(ac_w, 0.0) * dt_s / 3600.0
     b.energy_in_wh += fmax(-ac_w, 0.0) * dt_s / 3600.0
     b.dc_out_j += b.p_dc_w * dt_s

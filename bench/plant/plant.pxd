@@ -1,4 +1,5 @@
-"""The virtual cabinet as a discrete-event machine. Read this first; state.pxd holds the struct, plant.pyx the event loop.
+"""The virtual cabinet as a discrete-event machine. Read this first; state.pxd holds the struct, plant.pyx the event
+loop.
 
 Use, in real or virtual time (t_ns: one absolute int64 clock):
 

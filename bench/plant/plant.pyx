@@ -1,11 +1,12 @@
-# cython: boundscheck=False, cdivision=True
 """The event loop of the virtual cabinet, and its Python face.
 
-Events: ends of 10 ms bins, scheduled faults, meter latches, the converter's own instants (effect of a command, start, reversion), and per port the
-detection of a frame and the end of an answer. They are handled one at a time in order of time; at one instant in the order just given, so
-that a run repeats bit for bit. plant_next scans some twenty candidates: cheaper than keeping a heap for so few.
+Events: ends of 10 ms bins, scheduled faults, meter latches, the converter's own instants (effect of a command, start,
+reversion), and per port the detection of a frame and the end of an answer. They are handled one at a time in order of
+time; at one instant in the order just given, so that a run repeats bit for bit. plant_next scans some twenty
+candidates: cheaper than keeping a heap for so few.
 """
 
+from libc.math cimport fmax
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -128,7 +129,7 @@ cdef void _one_event(Plant* p, int64_t t) noexcept nogil:
         return
     if p.latch_ns <= t:
         meter_latch(p, t)
-        p.latch_ns += <int64_t>(p.par[P_meter_update_s] * 1e9)
+        p.latch_ns += <int64_t>(fmax(p.par[P_meter_update_s], 1e-4) * 1e9)      # bounded: 10 kHz
         return
     if pcs_next(p) <= t:
         pcs_run(p, t)
@@ -221,7 +222,9 @@ cdef class VirtualPlant:
         free(self.p)
 
     def __init__(self, config=None):
-        cfg = config if isinstance(config, _config.Config) else _config.parse(_config.builtin() if config is None else config)
+        cfg = config
+        if not isinstance(cfg, _config.Config):
+            cfg = _config.parse(_config.builtin() if config is None else config)
         self.config = cfg
         cdef int i
         cdef double x
@@ -344,6 +347,9 @@ cdef class VirtualPlant:
         z = (int(self.config.seed) * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & (2**64 - 1)
         z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
         p.rng = (z ^ z >> 27) or 1
+        p.seg_n = 1             # one piece at 0 W stands before the converter's first word
+        p.seg[0].t_ns = t0_ns
+        p.seg[0].connected = p.par[P_grid_connected] != 0.0
         battery_init(p)
         self._devices()
         for name, port in self.config.ports.items():
@@ -353,7 +359,9 @@ cdef class VirtualPlant:
         p.started = 1
 
     def set(self, str key, value, t_ns=None):
-        """Change a setting, at the last instant handled or at t_ns (events up to then are handled first). Raises ParamError."""
+        """Change a setting, at the last instant handled or at t_ns (events up to then are handled first). Raises
+        ParamError.
+        """
         cdef double x = _params.check(key, value, running=self.p.started)
         if t_ns is not None and self.p.started:
             plant_run(self.p, t_ns)
@@ -374,24 +382,30 @@ cdef class VirtualPlant:
         return plant_next(self.p)
 
     def run(self, t_ns):
-        """Handle all events up to t_ns; returns what was emitted meanwhile: [(port number, bytes, t_ns)], unless emit was replaced."""
+        """Handle all events up to t_ns; returns what was emitted meanwhile: [(port number, bytes, t_ns)], unless emit
+        was replaced.
+        """
         plant_run(self.p, t_ns)
         out = list(self._out)
         self._out.clear()
         return out
 
     def run_fast(self, int64_t t_ns):
-        """run() without the GIL and without collecting: only for a plant whose emit was replaced or that nobody talks to."""
+        """run() without the GIL and without collecting: only for a plant whose emit was replaced or that nobody talks
+        to.
+        """
         with nogil:
             plant_run(self.p, t_ns)
 
     def now(self):
         """State at the last instant handled: watts, signs as in design.md."""
         cdef Plant* p = self.p
+        t = p.now_ns
         return {
-            "t_ns": p.now_ns, "load_w": load_w(p, p.now_ns), "batt_w": batt_w(p, p.now_ns), "grid_w": grid_w(p, p.now_ns), "soc": p.bat.soc,
-            "temp_c": p.bat.temp_c, "dc_w": p.bat.p_dc_w, "v_v": p.bat.v_v, "i_a": p.bat.i_a, "pcs_state": p.pcs.state, "closed": bool(p.bat.closed),
-            "dc_out_j": p.bat.dc_out_j, "conv_loss_j": p.bat.conv_loss_j, "heat_j": p.bat.heat_j, "capacity_as": p.bat.capacity_as,
+            "t_ns": t, "load_w": load_w(p, t), "batt_w": batt_w(p, t), "grid_w": grid_w(p, t), "pcs_state": p.pcs.state,
+            "soc": p.bat.soc, "temp_c": p.bat.temp_c, "closed": bool(p.bat.closed),
+            "dc_w": p.bat.p_dc_w, "v_v": p.bat.v_v, "i_a": p.bat.i_a, "capacity_as": p.bat.capacity_as,
+            "dc_out_j": p.bat.dc_out_j, "conv_loss_j": p.bat.conv_loss_j, "heat_j": p.bat.heat_j,
         }
 
     def counters(self):
@@ -401,23 +415,26 @@ cdef class VirtualPlant:
         for name, i in self.ports.items():
             o = &self.p.port[<int>i]
             result[name] = {
-                "requests": o.requests, "bad_crc": o.bad_crc, "silence_violations": o.silence_violations, "faults_injected": o.faults_injected,
-                "exceptions": o.exceptions, "no_device": o.no_device, "tx_dropped": o.tx_dropped, "collisions": o.collisions,
-                "bytes_lost": o.bytes_lost,
+                "requests": o.requests, "bad_crc": o.bad_crc, "silence_violations": o.silence_violations,
+                "faults_injected": o.faults_injected, "exceptions": o.exceptions, "no_device": o.no_device,
+                "tx_dropped": o.tx_dropped, "collisions": o.collisions, "bytes_lost": o.bytes_lost,
             }
         return result
 
     def truth(self):
-        """What really happened: dict of numpy arrays. All times in ns on the plant's clock, powers in W, design.md's signs.
+        """What really happened: dict of numpy arrays. All times in ns on the plant's clock, powers in W, design.md's
+        signs.
 
-        load_w, grid_w, batt_w [n] (10 ms means from t0_ns); soc, temp_c, over_s [s] (at the end of each second; over_s: seconds over the battery's
-        true limits so far); step_t_ns, step_delta_w; cmd_t_end_ns, cmd_value_w, cmd_t_effect_ns, cmd_t90_ns (-1: never); late_t_ns, late_ns;
-        event_t_ns, event_code, event_value with event_names; port_names, counter_names, counters [port, counter]; t0_ns, now_ns, bin_ns, soc_start,
-        truncated (1: a log was full, see TRUTH_CAP_S), late_total.
+        load_w, grid_w, batt_w [n] (10 ms means from t0_ns); soc, temp_c, over_s [s] (at the end of each second;
+        over_s: seconds over the battery's true limits so far); step_t_ns, step_delta_w; cmd_t_end_ns, cmd_value_w,
+        cmd_t_effect_ns, cmd_t90_ns (-1: never); late_t_ns, late_ns; event_t_ns, event_code, event_value with
+        event_names; port_names, counter_names, counters [port, counter]; t0_ns, now_ns, bin_ns, soc_start, truncated
+        (1: a log was full, see TRUTH_CAP_S), late_total.
         """
         cdef Truth* tr = &self.p.truth
         cdef int64_t n = tr.ev_n, m = tr.late_n, i
-        lengths = dict.fromkeys(("load_w", "grid_w", "batt_w"), tr.bin_n) | dict.fromkeys(("soc", "temp_c", "over_s"), tr.sec_n)
+        lengths = dict.fromkeys(("load_w", "grid_w", "batt_w"), tr.bin_n)
+        lengths |= dict.fromkeys(("soc", "temp_c", "over_s"), tr.sec_n)
         lengths |= dict.fromkeys(("cmd_t_end_ns", "cmd_value_w", "cmd_t_effect_ns", "cmd_t90_ns"), tr.cmd_n)
         lengths |= dict.fromkeys(("step_t_ns", "step_delta_w"), tr.step_n)
         out = {name: self._arrays[name][:k].copy() for name, k in lengths.items()}
@@ -432,7 +449,8 @@ cdef class VirtualPlant:
         out["counter_names"] = np.array(list(next(iter(counters.values()), {})))
         out["counters"] = np.array([list(c.values()) for c in counters.values()], np.int64)
         full = tr.bin_n >= tr.bin_cap or tr.cmd_n >= tr.cmd_cap or tr.step_n >= tr.step_cap
-        scalars = {"t0_ns": self.p.t0_ns, "now_ns": self.p.now_ns, "bin_ns": BIN_NS, "late_total": tr.late_total, "truncated": int(full)}
+        scalars = {"t0_ns": self.p.t0_ns, "now_ns": self.p.now_ns, "bin_ns": BIN_NS}
+        scalars |= {"late_total": tr.late_total, "truncated": int(full)}
         out |= {k: np.int64(v) for k, v in scalars.items()}
         out["soc_start"] = np.float64(self.config.par[_params.INDEX["battery.soc"]])
         return out

@@ -1,9 +1,8 @@
-# cython: boundscheck=False, cdivision=True
 """The virtual cabinet in real time: one thread without the GIL between PTY masters and the plant.
 
-epoll on the masters, a timerfd on absolute CLOCK_MONOTONIC for the plant's next event, an eventfd for messages from Python. The plant computes
-every event at its nominal instant even when the thread wakes late; late wakes (> 0.5 ms) go into the truth, so that the judge can leave out what
-the bench itself disturbed.
+epoll on the masters, a timerfd on absolute CLOCK_MONOTONIC for the plant's next event, an eventfd for messages from
+Python. The plant computes every event at its nominal instant even when the thread wakes late; late wakes (> 0.5 ms)
+go into the truth, so that the judge can leave out what the bench itself disturbed.
 """
 
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
@@ -150,7 +149,9 @@ cdef void _loop(Loop* r) noexcept nogil:
 
 
 cdef class RealTime:
-    """Runs a VirtualPlant on PTY masters: `RealTime(plant, {"a": master_fd})`, then `run()` in a thread of its own; `post`, `stop` from others."""
+    """Runs a VirtualPlant on PTY masters: `RealTime(plant, {"a": master_fd})`, then `run()` in a thread of its own;
+    `post`, `stop` from others.
+    """
 
     cdef Loop r
     cdef VirtualPlant plant

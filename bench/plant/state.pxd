@@ -1,13 +1,15 @@
 """The state of the virtual cabinet: parameters, physics, registers, wire, truth. One struct, no pointers into Python.
 
-Everything is SI with the unit last in the name; every instant is int64 nanoseconds on the caller's clock (CLOCK_MONOTONIC in real
-time, whatever the simulation counts in virtual time). All arrays are bounded: a plant that runs for days never grows.
-Signs: grid import +, battery discharge +, as in design.md. SunSpec registers carry SunSpec's signs (see devices.pyx).
+Everything is SI with the unit last in the name; every instant is int64 nanoseconds on the caller's clock
+(CLOCK_MONOTONIC in real time, whatever the simulation counts in virtual time). All arrays are bounded: a plant that
+runs for days never grows. Signs: grid import +, battery discharge +, as in design.md. SunSpec registers carry
+SunSpec's signs (see devices.pyx).
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-# Bytes on the wire, on their way to the master; the LAST bit of buf is on the wire at t_ns. Must not call back into the plant.
+# Bytes on the wire, on their way to the master; the LAST bit of buf is on the wire at t_ns. Must not call back into
+# the plant.
 ctypedef void (*emit_fn)(void* ctx, int port, const uint8_t* buf, int n, int64_t t_ns) noexcept nogil
 
 cdef enum:
@@ -27,8 +29,8 @@ cdef enum:
     N_RSOC = 11
     N_PORT_PARS = 7
 
-# One parameter = one double in Plant.par; the key "pcs.tau_s" is P_pcs_tau_s. bench/plant/params.py holds default, range, unit, text
-# and refuses to load when the two lists differ.
+# One parameter = one double in Plant.par; the key "pcs.tau_s" is P_pcs_tau_s. bench/plant/params.py holds default,
+# range, unit, text and refuses to load when the two lists differ.
 cpdef enum:
     P_battery_soc
     P_battery_energy_wh
@@ -126,7 +128,8 @@ cdef enum:
 
 
 cdef struct Seg:
-    # One piece of the AC power trajectory, valid from t_ns until the next piece. dp/dt = clamp((target - p) / tau, +-slew), closed form.
+    # One piece of the AC power trajectory, valid from t_ns until the next piece. dp/dt = clamp((target - p) / tau,
+    # +-slew), closed form.
     int64_t t_ns
     double p0_w, target_w, tau_s, slew_w_per_s
     double q_var
@@ -154,7 +157,8 @@ cdef struct Port:
     Tx tx[TX_QUEUE]         # sorted by emit_ns
     uint8_t rx[RX_BYTES]
     # counters of the truth
-    int64_t requests, bad_crc, silence_violations, faults_injected, exceptions, no_device, tx_dropped, collisions, bytes_lost
+    int64_t requests, bad_crc, silence_violations, faults_injected, exceptions
+    int64_t no_device, tx_dropped, collisions, bytes_lost
 
 cdef struct Command:
     int64_t t_ns            # effect

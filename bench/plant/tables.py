@@ -28,14 +28,18 @@ def cell_resistance() -> tuple[Array, Array]:
     temps = sorted({float(r["temp_c"]) for r in rows})
     table = np.zeros((2, len(temps), 11))
     for r in rows:
-        table[int(r["dir"] == "discharge"), temps.index(float(r["temp_c"])), round(float(r["soc"]) * 10)] = float(r["r_ohm"])
+        table[int(r["dir"] == "discharge"), temps.index(float(r["temp_c"])), round(float(r["soc"]) * 10)] = float(
+            r["r_ohm"]
+        )
     return np.array(temps), table
 
 
 def converter_loss(points: int) -> Array:
     """Loss / rating [2 (charge, discharge), points] over even AC loads 0 to 1 pu.
 
-    Discharge: AC out = eff * DC, so loss = load / eff - load; charge: DC = eff * AC, so loss = load * (1 - eff). At load 0 the loss is 0."""
+    Discharge: AC out = eff * DC, so loss = load / eff - load; charge: DC = eff * AC, so loss = load * (1 - eff). At
+    load 0 the loss is 0.
+    """
     rows = _rows("sinamics_s120_efficiency.csv")
     load = np.array([float(r["load_pu"]) for r in rows])
     eff = {k: np.array([float(r[f"eff_{k}"]) for r in rows]) for k in ("charge", "discharge")}

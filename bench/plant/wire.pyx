@@ -1,12 +1,12 @@
-# cython: boundscheck=False, cdivision=True
 """RTU ports: when the bits of each frame stand on the wire, and what the slaves make of them.
 
-A master's n bytes that start at t occupy the line to t + n characters (8E1: 11 bits each), or later when the line is still busy. Frame end is
-3.5 characters of silence after the last bit: 3.5 characters at <= 19200 baud, 1.75 ms above (Modbus over serial line V1.02, 2.5.1.1). That instant
-is the request's detection; after turnaround the answer leaves and is handed over when its last bit is on the wire.
+A master's n bytes that start at t occupy the line to t + n characters (8E1: 11 bits each), or later when the line is
+still busy. Frame end is 3.5 characters of silence after the last bit: 3.5 characters at <= 19200 baud, 1.75 ms above
+(Modbus over serial line V1.02, 2.5.1.1). That instant is the request's detection; after turnaround the answer leaves
+and is handed over when its last bit is on the wire.
 
-Silence: frames that start less than 3.5 characters after the last traffic are counted (`silence_violations`) and answered nevertheless: a real
-slave would hear garbage, but one count is easier to debug than a timeout.
+Silence: frames that start less than 3.5 characters after the last traffic are counted (`silence_violations`) and
+answered nevertheless: a real slave would hear garbage, but one count is easier to debug than a timeout.
 """
 
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t
@@ -50,7 +50,8 @@ from bench.plant.state cimport (
 )
 
 cdef enum:
-    SLACK_NS = 50_000       # of the silence check: timers of masters round to microseconds, a real UART does not see less than half a character
+    # Of the silence check: timers of masters round to microseconds; 50 us is two characters at 460800.
+    SLACK_NS = 50_000
 
 cdef uint16_t _CRC[256]
 
@@ -289,7 +290,9 @@ cdef int _put_read(Plant* p, Device* d, int fc, int addr, int count, uint8_t* ou
     return 3 + 2 * count
 
 
-cdef int _write(Plant* p, Device* d, int addr, int count, const uint8_t* data, int64_t t_ns, int64_t end_ns) noexcept nogil:
+cdef int _write(
+    Plant* p, Device* d, int addr, int count, const uint8_t* data, int64_t t_ns, int64_t end_ns
+) noexcept nogil:
     cdef uint16_t regs[128]
     cdef int i
     if count < 1 or count > 123:

@@ -78,13 +78,13 @@ def test_a_live_converter_that_stops_during_adoption_starts_cold() -> None:
     r = Rig(enter_service_delay_s=30.0)
     r.running = True
     r.inp["pcs_ctl"].update(wset_ena=1.0, wset_w=0.0)
-    r.step(5)
+    r.step(100)  # what it was told and its heartbeat have been read
     assert r.out["mode"] == STANDBY and r.kernel.get_state()["adopt"] == 1
     r.running = False
     r.step(20)
     assert r.kernel.get_state()["adopt"] == 0
-    assert r.step(2900)["mode"] == STANDBY
-    assert r.step(200)["mode"] == GRID
+    assert r.step(2850)["mode"] == STANDBY
+    assert r.step(250)["mode"] == GRID
 
 
 @pytest.mark.parametrize("value", [math.nan, 2.0**60, math.inf])

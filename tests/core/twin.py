@@ -206,7 +206,7 @@ def new_state(s: Obj) -> Obj:
         last_t_ns=0, mode_since_ns=0, clean_since_ns=0, stop_since_ns=0, step_since_ns=0, model_t_ns=0, good_since_ns=0, bad_since_ns=0,
         follow_since_ns=0, frozen_since_ns=0, hb_t_ns=0, hb_first_ns=0, reset_t_ns=[0] * 3,
         q_t_ns=[0] * MODEL_QUEUE, q_w=[0.0] * MODEL_QUEUE, model_target_w=0.0, model_p_w=0.0,
-        rb_err_w=0.0, align_num=0.0, align_den=0.0, align_s=0.0, load_w=0.0, stop_s=0.0, mean_w=0.0,
+        rb_err_w=0.0, rb_abs_w=0.0, align_num=0.0, align_den=0.0, align_s=0.0, load_w=0.0, stop_s=0.0, mean_w=0.0,
         horizon_s=0.0, ref_w=0.0, cmd_w=0.0, droop_w=0.0, volt_var=0.0, billing_wh=0.0, billing_phase_s=0.0, last_grid_w=0.0,
         last_meter=[0.0] * 6, last_hb=0.0, not_held_s=0.0, last_meter_t_ns=0, last_meter_count=0, last_pcs_count=0, q_head=0, q_len=0,
         mode=0, start_step=0, reset_seen=0, resets=0, alarms=0, adopt=0, was_clean=0, stale=0, proven=0,
@@ -247,7 +247,9 @@ def judge(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
             st.last_meter[k] = now[k]
         st.last_meter_count = m.g.count
     w.meter_gone = st.last_meter_t_ns == 0 or float(minus(i.step_t_ns, st.last_meter_t_ns)) * 1e-9 > s.meter_lost_s
-    if s.frozen_s > 0.0 and st.frozen_since_ns and since_s(i, st.frozen_since_ns) > s.frozen_s and m.g.count > 1:
+    if not w.meter_ok:
+        st.frozen_since_ns = i.t_ns
+    elif s.frozen_s > 0.0 and since_s(i, st.frozen_since_ns) > s.frozen_s:
         w.meter_ok = False
         w.fresh = False
         if since_s(i, st.frozen_since_ns) > s.frozen_s + s.meter_lost_s or st.mode == STANDBY:
@@ -327,8 +329,9 @@ def start(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     if not proven or (st.adopt and st.start_step > START_DEVICES and not live):
         st.start_step = START_DEVICES
     elif st.start_step == START_DEVICES:
-        st.adopt = int(live and (not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0))
-        st.start_step = START_REVERSION
+        if (not s.has_pcs_ctl or i.pcs_ctl.g.count) and (not s.has_pcs_life or i.pcs_life.g.count):
+            st.adopt = int(live and (not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0))
+            st.start_step = START_REVERSION
     elif st.start_step == START_REVERSION:
         c = i.pcs_ctl
         if not s.has_pcs_ctl or (
@@ -365,7 +368,7 @@ def start(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
 
 
 def follows(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
-    if s.follow_w > 0.0 and not -s.follow_w <= st.rb_err_w <= s.follow_w:
+    if s.follow_w > 0.0 and not st.rb_abs_w <= s.follow_w:
         if st.follow_since_ns == 0:
             st.follow_since_ns = i.t_ns
         elif since_s(i, st.follow_since_ns) > s.follow_s:
@@ -444,6 +447,7 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
         if may_reset(i, st, now):
             st.alarms = 0
             st.rb_err_w = 0.0
+            st.rb_abs_w = 0.0
             enter(st, i, STANDBY)
     elif st.mode == STANDBY:
         start(i, s, st, w, o)
@@ -470,6 +474,7 @@ def go(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
     st.model_target_w = i.pcs.batt_p_w
     st.q_len = 0
     st.rb_err_w = 0.0
+    st.rb_abs_w = 0.0
     st.cmd_w = i.pcs.batt_p_w
     st.load_w = i.meter.grid_p_w + i.pcs.batt_p_w + others_w(i, s)
     st.mean_w = st.load_w
@@ -519,6 +524,7 @@ def align(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
     if st.align_den > 10.0 * worth * worth:
         st.align_s = div(st.align_num, st.align_den)
     st.rb_err_w += (err - st.rb_err_w) * clamp(w.dt_s / RB_TIME_S, 0.0, 1.0)
+    st.rb_abs_w += (abs_w(err) - st.rb_abs_w) * clamp(w.dt_s / RB_TIME_S, 0.0, 1.0)
 
 
 def reconstruct(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
@@ -773,6 +779,7 @@ def gate(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float) -> None:
     if st.mode == STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE
         o.op_request = OP_STOP
+    p += 0.0
     o.p_cmd_w = p
     st.cmd_w = p
     o.enable = 1.0

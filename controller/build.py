@@ -1,0 +1,301 @@
+"""From a site to what hal and the kernel run: the one place in controller/ that calls hal.
+
+    site file -> Site -> specs (+ device maps) -> Plan -> BusScans;     Site -> struct Site of the kernel, Limits
+
+`plan` works offline (SunSpec devices by the shape the standard gives them); `device_maps` asks the devices
+themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from controller import site as sites
+from controller.problems import Problem, SiteError
+from controller.settings import ROLES, Value
+from controller.site import Bus, Device, Site
+from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
+from hal.profile import ProfileError, load_profile
+from hal.rows import DeviceMap
+
+SUNSPEC = "sunspec"
+SUNSPEC_ROLES = ("pcs", "meter", "bms")
+Transact = Callable[[int, int, int, int], list[int]]  # (unit, function, address, count) -> registers
+
+
+def load_site(path: str | Path | None, sets: Iterable[str] = (), plant_keys: Callable[[], Iterable[str]] | None = None) -> Site:
+    """The site of a file (None: built-in) with overrides, its profiles checked too. Raises SiteError with every
+    problem.
+
+    `plant_keys`: names of the plant's settings, asked for only where an override is none of the site's; default: a
+    process.
+    """
+    from controller.virtual import plant_keys as ask
+
+    return sites.load(path, sets, plant_keys or ask, _profile_problems)
+
+
+def _profile_problems(site: Site) -> list[Problem]:
+    """What is wrong with the profiles, for the list that a person gets at once."""
+    problems: list[Problem] = []
+    for device in site.devices:
+        try:
+            if device.role in ROLES:
+                _offline_map(site, device)
+        except SiteError as e:
+            problems += e.problems
+    return problems
+
+
+def site_from(path: Path) -> Site:
+    """The site that the parent wrote for its children."""
+    return Site.from_dict(json.loads(path.read_text()))
+
+
+def _offline_map(site: Site, device: Device) -> DeviceMap:
+    """A device's map without asking it. Raises SiteError."""
+    key = f"device.{device.name}.profile"
+    if device.profile == SUNSPEC:
+        from hal.sunspec import assumed  # reads model files: never in control
+
+        if device.role not in SUNSPEC_ROLES:
+            why = f"SunSpec models are known for {', '.join(SUNSPEC_ROLES)}, not for a {device.role}"
+            raise SiteError([Problem(site.file, key, device.profile, why, "write the name of a profile")])
+        return assumed(device.role)
+    return _profile(site, device)
+
+
+def _profile(site: Site, device: Device) -> DeviceMap:
+    """A profile by name, or by path (relative to the site file). Raises SiteError."""
+    key = f"device.{device.name}.profile"
+    name: str | Path = device.profile
+    if device.profile.endswith(".toml") and not Path(device.profile).is_absolute():
+        name = Path(site.file).parent / device.profile
+    try:
+        found = load_profile(name)
+    except ProfileError as e:
+        head = Problem(site.file, key, device.profile, "cannot be used", "see the next lines")
+        raise SiteError([head, *(Problem("", "", None, str(p)) for p in e.problems)]) from None
+    if found.role != device.role:
+        why = f"is the profile of a {found.role}, the device's role is {device.role}"
+        raise SiteError([Problem(site.file, key, device.profile, why, f'write role = "{found.role}", or another profile')])
+    return found
+
+
+def device_maps(site: Site, transact_factory: Callable[[Bus], Transact]) -> list[DeviceMap]:
+    """Maps of all devices in the site's order; SunSpec devices are asked for theirs. Raises SiteError,
+    hal.sunspec.SunSpecError, and what `transact` raises where a device does not answer.
+    """
+    maps = []
+    for device in site.devices:
+        if device.profile == SUNSPEC:
+            from hal import sunspec  # a child's business: pysunspec2's model files stay out of control
+
+            bus = next(b for b in site.buses if b.name == device.bus)
+            maps.append(sunspec.compile_device(sunspec.scan(transact_factory(bus), device.unit), device.role))
+        else:
+            maps.append(_profile(site, device))
+    return maps
+
+
+def specs(site: Site, maps: Sequence[DeviceMap] | None = None) -> tuple[list[BusSpec], list[DeviceSpec], SiteTiming]:
+    """What hal plans with; `maps` None: offline."""
+    if maps is None:
+        maps = [_offline_map(site, device) for device in site.devices]
+    buses = [BusSpec(b.name, b.port, b.baud, b.parity, b.stop_bits) for b in site.buses]
+    devices = [DeviceSpec(d.name, d.role, d.bus, d.unit, m) for d, m in zip(site.devices, maps, strict=True)]
+    timing = SiteTiming(
+        dead_ms=1e3 * site.num("pcs.dead_time_s"),
+        tau_ms=1e3 * site.num("pcs.tau_s"),
+        rvrt_s=site.num("pcs.reversion_s"),
+    )
+    return buses, devices, timing
+
+
+def plan(site: Site, maps: Sequence[DeviceMap] | None = None) -> Plan:
+    """The bus plan. Raises SiteError with the arithmetic and the ways out where the site cannot hold one."""
+    buses, devices, timing = specs(site, maps)
+    try:
+        return plan_site(buses, devices, timing=timing)
+    except PlanError as e:
+        raise SiteError([_plan_problem(site, p) for p in e.problems]) from None
+
+
+def _plan_problem(site: Site, p: Any) -> Problem:
+    return Problem(site.file, f"bus.{p.bus}" if p.bus else "", None, p.arithmetic, ", or ".join(p.ways_out))
+
+
+def compile_maps(site: Site, maps: Sequence[DeviceMap]) -> tuple[Plan, list[Any]]:
+    """Plan and BusScans (engine ports, in the order of the site's buses). Raises SiteError."""
+    from hal.scan import compile_site
+
+    buses, devices, timing = specs(site, maps)
+    try:
+        made, scans = compile_site(buses, devices, timing=timing)
+    except PlanError as e:
+        raise SiteError([_plan_problem(site, p) for p in e.problems]) from None
+    return made, list(scans)
+
+
+def scans(site: Site, transact_factory: Callable[[Bus], Transact]) -> tuple[Plan, list[Any], list[DeviceMap]]:
+    """`device_maps` and `compile_maps` in one: for a simulation."""
+    maps = device_maps(site, transact_factory)
+    made, ports = compile_maps(site, maps)
+    return made, ports, maps
+
+
+def engine_timing(made: Plan) -> dict[str, int]:
+    """What the Engine needs of the plan: step deadline and wire time of the command, ns."""
+    return {"step_by_ns": made.step_by_ns, "cmd_wire_ns": made.cmd_wire_ns}
+
+
+def open_port(bus: Bus, path: str) -> int:
+    """A ready descriptor: raw, non-blocking, exclusive, locked. Raises hal.wire.PortError."""
+    from hal import wire  # only where there are ports: a simulation has none
+
+    # A PTY keeps no parity bit, and glibc's tcsetattr answers EINVAL when asked for one a second time. Wire time is the plan's business.
+    parity = "N" if bus.port == sites.VIRTUAL else bus.parity
+    return int(wire.open_port(path, bus.baud, parity, bus.stop_bits))
+
+
+def blocking_line(bus: Bus, fd: int) -> Transact:
+    """Blocking reads over an open port: for scanning before the engine starts, never beside it."""
+    from hal.wire import BlockingLine
+
+    return BlockingLine(fd, bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, timeout_s=0.25)
+
+
+def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
+    """Asks the drivers of real ports not to hold bytes back; a line for each that does not grant it."""
+    if site.virtual:
+        return []
+    from hal import wire
+
+    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in zip(site.buses, fds, strict=True)]
+    return [f"bus {name}: {why}" for name, why in granted if why]
+
+
+def kernel_site(site: Site, maps: Sequence[DeviceMap] | None = None) -> dict[str, Any]:
+    """Every field of struct Site (_core/image.pxd). `maps` None: what the devices should give."""
+    if maps is None:
+        maps = [_offline_map(site, device) for device in site.devices]
+    num = site.num
+    power_w = num("battery.energy_wh") * num("battery.c_rate")
+    slew = num("pcs.slew_w_per_s")
+    v_max = num("battery.v_max_v")
+    fields: dict[str, Any] = {
+        "f_nom_hz": num("site.f_nom_hz"),
+        "v_nom_v": num("site.v_nom_v"),
+        "feeder_w": num("grid.feeder_w"),
+        "import_limit_w": num("grid.import_limit_w"),
+        "export_limit_w": num("grid.export_limit_w"),
+        "ramp_up_w_per_s": num("grid.ramp_up_w_per_s"),
+        "ramp_down_w_per_s": num("grid.ramp_down_w_per_s"),
+        "billing_window_s": num("grid.billing_window_s"),
+        "enter_service_delay_s": num("grid.enter_service_delay_s"),
+        "s_rated_va": num("pcs.s_rated_va"),
+        "pcs_p_max_w": num("pcs.p_max_w"),
+        "pcs_dead_s": detection_s(site) + num("pcs.dead_time_s"),
+        "pcs_tau_s": num("pcs.tau_s"),
+        "pcs_rvrt_s": num("pcs.reversion_s"),
+        "cmd_slew_w_per_s": slew if slew else math.inf,
+        "energy_wh": num("battery.energy_wh"),
+        "p_charge_max_w": power_w,
+        "p_discharge_max_w": power_w,
+        "soc_min": num("battery.soc_min"),
+        "soc_max": num("battery.soc_max"),
+        "soc_target": num("battery.soc_target"),
+        "soc_time_s": num("control.soc_time_s"),
+        "mean_min_s": num("control.mean_min_s"),
+        "mean_max_s": num("control.mean_max_s"),
+        "batt_eta": num("battery.eta"),
+        "batt_v_min_v": num("battery.v_min_v"),
+        "batt_v_max_v": v_max if v_max else math.inf,
+        "temp_min_c": num("battery.temp_min_c"),
+        "temp_max_c": num("battery.temp_max_c"),
+        "temp_taper_c": num("battery.temp_taper_k"),
+        "droop_db_hz": num("control.droop_deadband_hz"),
+        "droop_r": num("control.droop_r"),
+        "droop_tr_s": num("control.droop_response_s"),
+        "volt_db_pu": num("control.volt_deadband_pu"),
+        "volt_full_pu": num("control.volt_full_pu"),
+        "q_max_var": num("control.q_max_var"),
+        "volt_tr_s": num("control.volt_response_s"),
+        "f_min_hz": num("grid.f_min_hz"),
+        "f_max_hz": num("grid.f_max_hz"),
+        "v_min_pu": num("grid.v_min_pu"),
+        "v_max_pu": num("grid.v_max_pu"),
+        "trip_s": num("grid.trip_s"),
+        "meter_hold_s": num("control.meter_hold_s"),
+        "meter_lost_s": num("control.meter_lost_s"),
+        "frozen_s": num("control.frozen_s"),
+        "bms_lost_s": num("control.bms_lost_s"),
+        "pcs_lost_s": num("control.pcs_lost_s"),
+        "follow_w": num("control.follow_w"),
+        "follow_s": num("control.follow_s"),
+        "align_full_s": num("control.align_full_s"),
+    }
+    return fields | _groups(maps)
+
+
+def _groups(maps: Sequence[DeviceMap]) -> dict[str, int]:
+    """Which groups of Inputs the devices give, by a signal that each of them needs."""
+    signals = set().union(*(m.signals() for m in maps)) if maps else set()
+    needed = {
+        "has_pcs_ctl": "wset_w",
+        "has_pcs_life": "pcs_heartbeat",
+        "has_bms": "soc",
+        "has_bms_limits": "batt_v",
+        "has_bms_temp": "batt_temp_max_c",
+    }
+    others = {"has_others": int(bool(signals & {"pv_p_w", "gen_p_w"}))}
+    return {name: int(signal in signals) for name, signal in needed.items()} | others
+
+
+def detection_s(site: Site) -> float:
+    """How long after the command's last bit the converter knows that the frame is over: 3.5 characters of silence
+    (Modbus over serial line V1.02, 2.5.1.1: 1.75 ms above 19200 baud)."""
+    pcs = next(d for d in site.devices if d.role == "pcs")
+    bus = next(b for b in site.buses if b.name == pcs.bus)
+    char_s = (9 + (bus.parity != "N") + bus.stop_bits) / bus.baud
+    return 1.75e-3 if bus.baud > 19200 else 3.5 * char_s
+
+
+def limits(site: Site) -> dict[str, float]:
+    """The fields of Limits without their lease: what the supervisor renews."""
+    power_w = site.num("battery.energy_wh") * site.num("battery.c_rate")
+    return {
+        "import_limit_w": site.num("grid.import_limit_w"),
+        "export_limit_w": site.num("grid.export_limit_w"),
+        "ramp_up_w_per_s": site.num("grid.ramp_up_w_per_s"),
+        "ramp_down_w_per_s": site.num("grid.ramp_down_w_per_s"),
+        "p_charge_max_w": power_w,
+        "p_discharge_max_w": power_w,
+        "soc_min": site.num("battery.soc_min"),
+        "soc_max": site.num("battery.soc_max"),
+        "soc_target": site.num("battery.soc_target"),
+    }
+
+
+def plan_dict(made: Plan) -> Mapping[str, Any]:
+    """The plan as plain data."""
+    return made.to_json()
+
+
+__all__ = [
+    "Transact",
+    "Value",
+    "compile_maps",
+    "device_maps",
+    "kernel_site",
+    "limits",
+    "load_site",
+    "plan",
+    "scans",
+    "site_from",
+    "specs",
+]

@@ -1,0 +1,89 @@
+"""`ballast hold` and `ballast release`: a person's word, in the highest ranked slot, leased, and in the audit trail
+before it acts.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from controller.clock import Clock
+from controller.instance import Instance
+from controller.problems import Problem, SiteError
+from controller.settings import in_unit
+from controller.site import Site
+from controller.store import Store
+
+SLOT_OPERATOR = 0
+SP_NONE, SP_HOLD = 0, 1
+LEASE_DEFAULT_S = 3600.0
+LEASE_MAX_S = 86400.0
+
+
+def parse_power(text: str, site: Site) -> float:
+    """Watts of "50000", "-20e3" or "50 kW" (battery discharge +). Raises SiteError with what the battery can do."""
+    value_w = in_unit(text, "hold_w")
+    if value_w is None or not math.isfinite(value_w):
+        raise SiteError([Problem("", "hold", text, "is no power", "write watts, or a number with kW: `ballast hold -20kW` charges")])
+    limit_w = min(site.num("pcs.p_max_w"), site.num("battery.energy_wh") * site.num("battery.c_rate"))
+    if abs(value_w) > limit_w:
+        why = f"is outside {-limit_w:g} to {limit_w:g} W, what converter and battery can do"
+        raise SiteError([Problem("", "hold", text, why, f"write {math.copysign(limit_w, value_w):g} or less")])
+    return value_w
+
+
+def parse_lease(seconds: float | None) -> float:
+    """Seconds of a hold, 1 to 86,400. Raises SiteError."""
+    if seconds is None:
+        return LEASE_DEFAULT_S
+    if not 1 <= seconds <= LEASE_MAX_S:
+        raise SiteError(
+            [
+                Problem(
+                    "",
+                    "--for",
+                    seconds,
+                    f"is outside 1 to {LEASE_MAX_S:g} s",
+                    "a hold ends by itself, at the latest in a day",
+                )
+            ]
+        )
+    return seconds
+
+
+def hold(instance: Instance, image: Any, value_w: float, lease_s: float, clock: Clock) -> int:
+    """Battery at value_w until the lease ends, `release`, or a new hold; limits stay in force. Returns the id in the
+    audit trail.
+    """
+    number = _audit(instance, clock, "hold", value_w, lease_s, f"battery held at {value_w:g} W for {lease_s:g} s")
+    until_ns = clock.monotonic_ns() + int(lease_s * 1e9)
+    image.write_setpoint(SLOT_OPERATOR, SP_HOLD, value_w, until_ns, number)
+    return number
+
+
+def release(instance: Instance, image: Any, clock: Clock) -> int:
+    """The battery follows the load again. Returns the id in the audit trail."""
+    number = _audit(instance, clock, "release", None, None, "operator slot emptied")
+    image.write_setpoint(SLOT_OPERATOR, SP_NONE, 0.0, 0, number)
+    return number
+
+
+def _audit(instance: Instance, clock: Clock, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
+    store = Store(Path(instance.store), instance.run)
+    try:
+        return store.add_audit(clock.wall_s(), _who(), command, value_w, lease_s, text)
+    finally:
+        store.close()
+
+
+def _who() -> str:
+    """The user, and from where where ssh tells."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid {os.getuid()}"
+    origin = os.environ.get("SSH_CONNECTION", "").split()
+    return f"{user} from {origin[0]}" if origin else user

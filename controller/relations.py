@@ -1,0 +1,167 @@
+"""What must hold between settings: checked where they are loaded, so that no later code meets a site that contradicts
+itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from controller.problems import Problem
+from controller.settings import MODEL_QUEUE_TICKS, RENEW_S, ROLES, TICK_S
+from controller.site import VIRTUAL, Site, valid_name
+from controller.walk import near
+
+_SHEDS = ("none", "hardwired", "cluster_cap")
+_PARITIES = ("E", "O", "N")
+
+
+def check(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
+    """Adds every broken relation between the settings that are right in themselves."""
+    _names(site, problems)
+    _buses(site, problems)
+    _devices(site, raw, problems)
+    if not valid_name(str(site.values.get("site.name", "x"))):
+        problems.append(_at(site, "site.name", "has other characters than letters, digits, - and _", 'write name = "hall-3"'))
+    if site.values.get("load.shed", "none") not in _SHEDS:
+        problems.append(_at(site, "load.shed", "is unknown", f"one of {', '.join(_SHEDS)}"))
+    _powers(site, problems)
+    _orders(site, problems)
+    _times(site, problems)
+
+
+def _at(site: Site, key: str, why: str, remedy: str) -> Problem:
+    return Problem(site.file, key, site.values.get(key), why, remedy)
+
+
+def _num(site: Site, key: str) -> float:
+    """The setting; NaN, which breaks no relation, where it has an error of its own."""
+    return float(site.values.get(key, math.nan))
+
+
+def _powers(site: Site, problems: list[Problem]) -> None:
+    limit, feeder, rated = _num(site, "grid.import_limit_w"), _num(site, "grid.feeder_w"), _num(site, "pcs.s_rated_va")
+    if _num(site, "grid.export_limit_w") > limit:
+        problems.append(_at(site, "grid.export_limit_w", f"is above import_limit_w = {limit:g}", f"write {limit:g} or less"))
+    if limit > feeder:
+        problems.append(_at(site, "grid.import_limit_w", f"is above feeder_w = {feeder:g}", f"write {feeder:g} or less"))
+    if _num(site, "pcs.p_max_w") > rated:
+        problems.append(_at(site, "pcs.p_max_w", f"is above s_rated_va = {rated:g}", f"write {rated:g} or less"))
+    if _num(site, "load.peak_w") > feeder and site.values.get("load.shed") == "none":
+        why = f"is above feeder_w = {feeder:g}: when control is lost the battery goes to 0 W and the breaker opens"
+        remedy = (
+            'wire a load shed and write load.shed = "hardwired", cap the cluster and write load.shed = "cluster_cap", or lower the peak'
+        )
+        problems.append(_at(site, "load.peak_w", why, remedy))
+
+
+def _orders(site: Site, problems: list[Problem]) -> None:
+    """Pairs of settings of which the first is the smaller."""
+    for low, high in (
+        ("battery.soc_min", "battery.soc_target"),
+        ("battery.soc_target", "battery.soc_max"),
+        ("battery.temp_min_c", "battery.temp_max_c"),
+        ("grid.f_min_hz", "site.f_nom_hz"),
+        ("site.f_nom_hz", "grid.f_max_hz"),
+        ("grid.v_min_pu", "grid.v_max_pu"),
+        ("control.mean_min_s", "control.mean_max_s"),
+        ("control.meter_hold_s", "control.meter_lost_s"),
+        ("control.volt_deadband_pu", "control.volt_full_pu"),
+    ):
+        a, b = _num(site, low), _num(site, high)
+        if a > b or (a == b and low != "control.mean_min_s"):
+            problems.append(_at(site, low, f"is not below {high} = {b:g}", f"write {low.partition('.')[2]} below it"))
+    room = _num(site, "battery.temp_max_c") - _num(site, "battery.temp_min_c")
+    if 0 < room < 2 * _num(site, "battery.temp_taper_k"):
+        why = f"leaves no full power within {room:g} K"
+        problems.append(_at(site, "battery.temp_taper_k", why, f"write {room / 4:g} or less"))
+    low_v, high_v = _num(site, "battery.v_min_v"), _num(site, "battery.v_max_v")
+    if high_v and low_v >= high_v:
+        problems.append(_at(site, "battery.v_min_v", f"is not below battery.v_max_v = {high_v:g}", "write it below"))
+
+
+def _times(site: Site, problems: list[Problem]) -> None:
+    reversion_s = _num(site, "pcs.reversion_s")
+    if reversion_s < 3 * RENEW_S:
+        why = f"is under three renewals ({RENEW_S:g} s apart): one lost frame would let the converter fall to 0 W"
+        problems.append(_at(site, "pcs.reversion_s", why, f"write reversion_s = {3 * RENEW_S:g} or more"))
+    if _num(site, "pcs.dead_time_s") > (MODEL_QUEUE_TICKS - 1) * TICK_S:
+        why = f"is more than {MODEL_QUEUE_TICKS - 1} ticks, the longest the model of the converter can look back"
+        problems.append(_at(site, "pcs.dead_time_s", why, "such a converter cannot be commanded every tick"))
+    if 0 < _num(site, "control.frozen_s") <= _num(site, "control.meter_hold_s"):
+        why = "is not above control.meter_hold_s"
+        problems.append(_at(site, "control.frozen_s", why, "write 0 (off), or a second and more"))
+    window = _num(site, "grid.billing_window_s")
+    if window and (window < 60 or 3600 % window):
+        remedy = "write 900, 1800 or 3600; 0: no window"
+        problems.append(_at(site, "grid.billing_window_s", "does not divide the hour", remedy))
+
+
+def _names(site: Site, problems: list[Problem]) -> None:
+    for array, names in (("bus", [b.name for b in site.buses]), ("device", [d.name for d in site.devices])):
+        for name, count in Counter(names).items():
+            if count > 1:
+                problems.append(Problem(site.file, f"{array}.{name}", None, f"this name stands {count} times", "give each its own"))
+            if not valid_name(name):
+                remedy = "letters, digits, - and _"
+                problems.append(Problem(site.file, f"{array}.name", name, "has characters that a name cannot have", remedy))
+
+
+def _buses(site: Site, problems: list[Problem]) -> None:
+    ports: dict[str, str] = {}
+    for bus in site.buses:
+        key = f"bus.{bus.name}"
+        if bus.parity not in _PARITIES:
+            problems.append(Problem(site.file, f"{key}.parity", bus.parity, "is unknown", 'write "E", "O" or "N"'))
+        if bus.port == VIRTUAL:
+            continue
+        real = str(Path(bus.port).resolve())  # two links to one adapter are one port
+        if real in ports:
+            remedy = "each bus has its own adapter"
+            problems.append(Problem(site.file, f"{key}.port", bus.port, f"is the port of bus {ports[real]} too", remedy))
+        ports.setdefault(real, bus.name)
+    kinds = {bus.port == VIRTUAL for bus in site.buses}
+    if len(kinds) == 2:
+        first = next(bus for bus in site.buses if bus.port == VIRTUAL)
+        why = "is virtual while other buses are real: the virtual cabinet is all or nothing"
+        problems.append(Problem(site.file, f"bus.{first.name}.port", VIRTUAL, why, 'write a port, or "virtual" for all'))
+
+
+def _devices(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
+    # Names from the file as it stands: a bus with an error of its own is still no unknown bus.
+    rows = raw.get("bus", [])
+    names = [str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row] if isinstance(rows, list) else []
+    at: dict[tuple[str, int], str] = {}
+    for device in site.devices:
+        key = f"device.{device.name}"
+        if device.role not in ROLES:
+            remedy = near(device.role, ROLES) or f"one of {', '.join(ROLES)}"
+            problems.append(Problem(site.file, f"{key}.role", device.role, "is no role", remedy))
+        if device.bus not in names:
+            remedy = near(device.bus, names) or f"buses here: {', '.join(names) or 'none'}"
+            problems.append(Problem(site.file, f"{key}.bus", device.bus, "is no bus of this file", remedy))
+        place = (device.bus, device.unit)
+        if place in at:
+            why = f"is the address of device {at[place]} on bus {device.bus} too"
+            free = next(unit for unit in range(1, 248) if (device.bus, unit) not in at)
+            problems.append(Problem(site.file, f"{key}.unit", device.unit, why, f"give one another address, {free} is free"))
+        at.setdefault(place, device.name)
+    _roles(site, raw, problems)
+
+
+def _roles(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
+    """A site needs one converter and one meter; a row with another error counts as there."""
+    rows = raw.get("device", [])
+    roles = Counter(row.get("role") for row in rows if isinstance(row, dict)) if isinstance(rows, list) else Counter()
+    for role, text in (("pcs", "the converter that is commanded"), ("meter", "the meter at the PCC")):
+        if roles[role] == 0:
+            problems.append(Problem(site.file, "[[device]]", None, f'no device has role = "{role}" ({text})', "add it"))
+        if roles[role] > 1:
+            problems.append(Problem(site.file, "[[device]]", None, f'{roles[role]} devices have role = "{role}"', "one is commanded"))
+    if not rows:
+        return
+    if roles["bms"] == 0:
+        site.notes.append("no bms: SoC and battery limits come from nobody but the settings")

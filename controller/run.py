@@ -1,0 +1,370 @@
+"""`ballast run`: the parent of a site's processes. It decides nothing about power; it starts, holds and ends.
+
+    parent (this)  ── plant       the virtual cabinet, where the site is virtual
+                   ── control     owns the buses; when it dies the PCS reverts by itself, and control is started again
+                   ── supervisor  leases and records; started again at once
+
+The image belongs to the parent, so that no child's death takes it away. SIGTERM: control ramps to 0 and leaves; a
+second one: 0 now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from _core import image as core
+from controller import build, instance, status, summary
+from controller.clock import Clock, RealClock
+from controller.instance import Instance
+from controller.problems import Problem, SiteError
+from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, Child, exit_words, say
+from controller.records import file_sha256
+from controller.site import Site
+from controller.store import Store
+from controller.supervise import RECORD_NAME
+from controller.virtual import LoadOptions, Plant, plant_config
+
+RAMP_S = 70.0  # the kernel ramps to 0 in 60 s at most; then the loop is told to leave
+LEAVE_S = 5.0
+STATUS_S = 5.0
+POLL_S = 0.2
+TRUTH_NAME = "truth.npz"
+FIRST_TICK_S = 30.0
+
+
+@dataclass
+class Options:
+    """What the command line says of a run."""
+
+    load: LoadOptions = field(default_factory=LoadOptions)
+    for_s: float | None = None
+    out: Path | None = None
+    burn: bool = False
+    quiet: bool = False
+
+
+class Parent:
+    """One run of one site."""
+
+    def __init__(self, site: Site, options: Options, clock: Clock) -> None:
+        self.site, self.options, self.clock = site, options, clock
+        self.plan = build.plan(site)
+        self.directory = instance.make_directory(site.name)
+        self.lock_fd = instance.lock(self.directory, site.name)
+        self.image = core.ProcessImage.create()
+        self.stopping = 0
+        self.stop_ns = 0
+        self.code = EXIT_OK
+        self.figures: dict[str, Any] | None = None  # engine statistics at the end of --for
+        self.began_ns: int | None = None
+        self.log: Any = None
+        self.last_line = ""
+        self.plant: Plant | None = None
+        self.wake_r, self.wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for place in (self.directory, options.out):
+            if place is not None:
+                (place / "site.json").write_text(json.dumps(site.to_dict(), indent=1))
+        store = (options.out if options.out is not None else instance.state_directory(site.name)) / "history.sqlite"
+        self.instance = Instance(
+            site=site.name,
+            pid=os.getpid(),
+            run=int(clock.wall_s() * 1000),
+            image_fd=self.image.fd,
+            directory=str(self.directory),
+            store=str(store),
+            out=str(options.out) if options.out is not None else None,
+            virtual=site.virtual,
+            devices=[d.name for d in site.devices],
+            buses=[b.name for b in site.buses],
+            plan=summary.latency(self.plan),
+        )
+
+    # ---- children
+
+    def start(self) -> None:
+        """Starts everything. Raises SiteError where the virtual cabinet refuses its load or settings."""
+        if self.site.virtual:
+            self.plant = Plant(self.site, plant_config(self.site, self.options.load), self.directory, self.clock, self.log)
+            self.plant.start()
+            self.instance.plant_pid = self.plant.child.pid
+        common = ["--directory", str(self.directory), "--image-fd", str(self.image.fd), "--parent", str(os.getpid())]
+        ports = self.plant.ports if self.plant is not None else {b.name: b.port for b in self.site.buses}
+        named = [arg for bus, path in ports.items() for arg in ("--port", f"{bus}={path}")]
+        fds = (self.image.fd,)
+        self.control = Child("control", ["controller.control", *common, *named], self.clock, fds, self.log)
+        burn = ["--burn"] if self.options.burn else []
+        self.supervisor = Child("supervisor", ["controller.supervise", *common, *burn], self.clock, fds, self.log)
+        self.instance.write()
+        self.supervisor.start()
+        self._wait_for_lease()
+        self.control.start()
+        self._tell()
+
+    def _wait_for_lease(self) -> None:
+        """The first tick shall have the supervisor's limits; without them it has the site's, so this waits no longer than it takes."""
+        until_ns = self.clock.monotonic_ns() + int(LEAVE_S * 1e9)
+        while not (self.image.limits() or {}).get("lease_until_ns") and self.clock.monotonic_ns() < until_ns:
+            if select.select([self.supervisor.pidfd], [], [], 0.02)[0]:
+                return
+
+    def _tell(self) -> None:
+        """Writes instance.json anew, after anything in it has changed."""
+        self.instance.control_pid = self.control.pid
+        self.instance.supervisor_pid = self.supervisor.pid
+        self.instance.write()
+
+    def _look_after(self) -> bool:
+        """Reaps, restarts, ends. False when the run is over."""
+        now_ns = self.clock.monotonic_ns()
+        code = self.control.reap()
+        if code is not None and not self._control_ended(code):
+            return False
+        code = self.supervisor.reap()
+        if code is not None:
+            wait_s = self.supervisor.plan_restart()
+            say("ballast", f"supervisor {exit_words(code)}; started again" + (f" in {wait_s:.1f} s" if wait_s else ""))
+        if self.plant is not None and (code := self.plant.child.reap()) is not None and not self.stopping:
+            say("ballast", f"the virtual cabinet {exit_words(code)}")
+            self.code = EXIT_FAILED
+            self.stop(2)
+        for child in (self.control, self.supervisor):
+            if child.again_ns is not None and now_ns >= child.again_ns:
+                child.start()
+                self._tell()
+        self._bound_stop(now_ns)
+        return True
+
+    def _control_ended(self, code: int) -> bool:
+        """What follows from control's end: the end of the run, or a restart (True)."""
+        self._tell()
+        if self.stopping:
+            return False
+        if code in (EXIT_OK, EXIT_INPUT) and (code == EXIT_OK or self.image.latest() is None):
+            self.code = code
+            return False
+        if code != EXIT_AGAIN:
+            say("ballast", f"control {exit_words(code)}; the PCS reverts by itself, control is started again")
+        self.control.plan_restart()
+        return True
+
+    # ---- stopping
+
+    def stop(self, level: int) -> None:
+        """1: ramp to 0, 2: 0 now, 3: leave the loop."""
+        if level <= self.stopping:
+            return
+        if not self.stopping:
+            self.stop_ns = self.clock.monotonic_ns()
+        self.stopping = level
+        self.image.request_stop(min(level, 3))
+        if self.control.pid == 0 or int(self.image.head) == 0:
+            self.control.send(signal.SIGTERM)  # still starting: it waits for a device, not for the image
+
+    def _bound_stop(self, now_ns: int) -> None:
+        if not self.stopping:
+            return
+        for_s = (now_ns - self.stop_ns) / 1e9
+        if for_s > RAMP_S + 2 * LEAVE_S:
+            self.control.send(signal.SIGKILL)
+        elif for_s > RAMP_S:
+            self.image.request_stop(3)
+
+    def _signals(self) -> None:
+        """SIGTERM and SIGINT raise the level by one each; the second means 0 now."""
+        with contextlib.suppress(BlockingIOError):
+            while got := os.read(self.wake_r, 64):
+                for signum in got:
+                    if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                        self.stop(self.stopping + 1)
+                        word = {1: "ramping to 0 W; once more: 0 W now", 2: "0 W now"}.get(self.stopping, "leaving")
+                        say("ballast", word)
+
+    # ---- the loop
+
+    def run(self) -> int:
+        """From start to summary. Returns the exit code."""
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, lambda *_: None)
+        signal.set_wakeup_fd(self.wake_w, warn_on_full_buffer=False)
+        live = sys.stdout.isatty() and not self.options.quiet
+        log_path = self.directory / "log"
+        try:
+            with contextlib.ExitStack() as stack:
+                if live:
+                    # The picture owns the terminal; what children say is kept beside it and shown if the run fails.
+                    self.log = stack.enter_context(open(log_path, "wb"))
+                self.start()
+                # Before the first picture: a refusal at start belongs on the plain terminal.
+                going = self._wait_for_first_tick()
+                show = stack.enter_context(_live(self)) if live and going else _lines(self)
+                while going and self._look_after():
+                    self._wait()
+                    self._check_duration()
+                    show()
+        finally:
+            self._end()
+        if live:
+            # What the picture had hidden: the log where something failed, else how it ended.
+            sys.stderr.write(log_path.read_text(errors="replace")[-4000:] if self.code else self.last_line + "\n")
+        if self.code == EXIT_OK and self.options.out is not None:
+            self._summarise()
+        return self.code
+
+    def _wait_for_first_tick(self) -> bool:
+        """False when control has ended before it."""
+        until_ns = self.clock.monotonic_ns() + int(FIRST_TICK_S * 1e9)
+        while int(self.image.head) == 0 and self.clock.monotonic_ns() < until_ns and not self.stopping:
+            self._wait()
+            if not self._look_after():
+                return False
+        return True
+
+    def _wait(self) -> None:
+        fds = [self.wake_r, *(fd for fd in (self.control.pidfd, self.supervisor.pidfd) if fd >= 0)]
+        select.select(fds, [], [], POLL_S)
+        self._signals()
+
+    def _check_duration(self) -> None:
+        """--for counts from the first tick; figures are taken then, before the stop spoils them."""
+        if self.began_ns is None and int(self.image.head):
+            self.began_ns = int(self.image.engine_stats()["start_ns"])
+        if self.options.for_s is None or self.began_ns is None or self.stopping:
+            return
+        if self.clock.monotonic_ns() - self.began_ns >= self.options.for_s * 1e9:
+            self._take_figures()
+            # The virtual cabinet feeds nobody; a real site is ramped down as by SIGTERM.
+            self.stop(2 if self.site.virtual else 1)
+
+    def _take_figures(self) -> None:
+        if self.figures is None and self.began_ns is not None:
+            self.figures = {
+                "stats": self.image.engine_stats(),
+                "buses": summary.buses(self.image, self.site),
+                "not_held_s": (self.image.latest() or {"out": {"not_held_s": None}})["out"]["not_held_s"],
+                "duration_s": (self.clock.monotonic_ns() - self.began_ns) / 1e9,
+            }
+            if self.plant is not None and self.options.out is not None:
+                self.figures["truth"] = self.plant.write_truth(self.options.out / TRUTH_NAME)
+
+    def _end(self) -> None:
+        """Supervisor after control, so that the last tick is on disk; the cabinet last."""
+        self._take_figures()
+        self.last_line = status.line(status.collect(self.instance, self.site, self.image, self.clock))
+        if hasattr(self, "control"):
+            self.control.send(signal.SIGTERM)
+            if self.control.wait(LEAVE_S) is None:
+                self.control.send(signal.SIGKILL)
+                self.control.wait(1)
+            self.supervisor.send(signal.SIGTERM)
+            if self.supervisor.wait(LEAVE_S) is None:
+                self.supervisor.send(signal.SIGKILL)
+                self.supervisor.wait(1)
+        if self.plant is not None:
+            self.plant.child.send(signal.SIGTERM)
+            if self.plant.child.wait(4 * LEAVE_S) is None:  # it writes its truth
+                self.plant.child.send(signal.SIGKILL)
+                self.plant.child.wait(1)
+        with contextlib.suppress(OSError):
+            (self.directory / "instance.json").unlink()
+
+    # ---- afterwards
+
+    def _summarise(self) -> None:
+        assert self.options.out is not None
+        if self.figures is None:
+            say("ballast", "no tick was run: no summary")
+            return
+        store = Store(Path(self.instance.store), self.instance.run)
+        events = store.events()
+        store.close()
+        rows = summary.event_rows(events, self.began_ns or 0)
+        judged = None
+        if self.figures.get("truth"):
+            grid_ns = next((t_ns for _, t_ns, kind, text in events if kind == "mode" and text.endswith("GRID")), None)
+            judged = judge(self.options.out, self.site, grid_ns)
+        if judged is not None:
+            judged["grid"] = dict(judged.get("grid") or {}) | {"ramp_not_held_s": self.figures["not_held_s"]}
+        text = summary.compose(
+            site=self.site,
+            mode="run",
+            seed=self.options.load.seed if self.plant is not None else None,
+            duration_s=self.figures["duration_s"],
+            engine_stats=self.figures["stats"],
+            plan=self.plan,
+            judged=judged,
+            bus_rows=self.figures["buses"],
+            events=rows,
+            record_sha256=file_sha256(self.options.out / RECORD_NAME),
+        )
+        say("ballast", f"wrote {summary.write(text, self.options.out)}")
+
+
+def judge(out: Path, site: Site, grid_ns: int | None) -> dict[str, Any] | None:
+    """Figures from truth.npz (and site.json) in `out`, by the judge in a process of its own; None (and a line) where
+    it cannot.
+    """
+    ramp = max(site.num("grid.ramp_up_w_per_s"), site.num("grid.ramp_down_w_per_s"))
+    argv = [sys.executable, "-m", "bench.judge", str(out), "--ramp", f"{ramp:g}"]
+    argv += ["--import-limit", f"{site.num('grid.import_limit_w'):g}"]
+    argv += ["--since-ns", str(grid_ns)] if grid_ns is not None else []
+    done = subprocess.run(argv, capture_output=True, text=True)
+    try:
+        return dict(json.loads(done.stdout))
+    except (ValueError, TypeError):
+        say("ballast", f"the judge failed: {done.stderr.strip()[-500:] or done.stdout.strip()[-200:]}")
+        return None
+
+
+def _lines(parent: Parent) -> Callable[[], None]:
+    """Without a terminal: a status line every 5 s."""
+    due_ns = parent.clock.monotonic_ns()
+
+    def show() -> None:
+        nonlocal due_ns
+        now_ns = parent.clock.monotonic_ns()
+        if now_ns < due_ns or parent.options.quiet:
+            return
+        due_ns = now_ns + int(STATUS_S * 1e9)
+        print(status.line(status.collect(parent.instance, parent.site, parent.image, parent.clock)), flush=True)
+
+    return show
+
+
+@contextlib.contextmanager
+def _live(parent: Parent) -> Any:
+    """On a terminal: the picture of `ballast top`."""
+    from controller.top import REFRESH_S, View
+    from controller.topdata import Source
+
+    source = Source(parent.image, parent.site, parent.instance)
+    due_ns = 0
+    with View() as view:
+
+        def show() -> None:
+            nonlocal due_ns
+            now_ns = parent.clock.monotonic_ns()
+            if now_ns >= due_ns:
+                due_ns = now_ns + int(REFRESH_S * 1e9)
+                view.draw(source.snapshot(now_ns))
+
+        yield show
+
+
+def run(site: Site, options: Options) -> int:
+    """`ballast run`. Raises SiteError, PlanError and InstanceError before anything runs."""
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        if (options.out / RECORD_NAME).exists():
+            why = "holds the record of an earlier run"
+            raise SiteError([Problem("", "--out", str(options.out), why, "give another directory")])
+    return Parent(site, options, RealClock()).run()

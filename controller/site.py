@@ -1,0 +1,239 @@
+"""The site: its file (TOML), `--set` overrides, and every problem with them at once.
+
+`load` is the one way in. What comes out is plain data (`Site`), which travels between the processes as JSON
+(`to_dict`, `from_dict`), so that control, supervisor and console act on the very same settings and only the parent
+reads files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from controller import walk
+from controller.problems import Problem, SiteError
+from controller.settings import SETTINGS, Value, derived
+
+BUILTIN = Path(__file__).with_name("builtin.toml")
+VIRTUAL = "virtual"
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+
+
+@dataclass(frozen=True)
+class Bus:
+    """One serial bus; `port` is a path, or "virtual"."""
+
+    name: str
+    port: str
+    baud: int
+    parity: str
+    stop_bits: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device: a profile bound to a role at an address."""
+
+    name: str
+    role: str
+    bus: str
+    unit: int
+    profile: str
+
+
+@dataclass(frozen=True)
+class ScheduleRow:
+    """base_w is added to the target of grid import from `start_s` to `end_s` (seconds of the local day; end <= start:
+    the next day).
+    """
+
+    start_s: int
+    end_s: int
+    days: tuple[int, ...]  # weekdays on which it begins, Monday 0
+    base_w: float
+
+
+@dataclass
+class Site:
+    """Every setting in force, and where it came from."""
+
+    file: str
+    values: dict[str, Value]
+    buses: list[Bus]
+    devices: list[Device]
+    schedule: list[ScheduleRow]
+    plant: dict[str, Value] = field(default_factory=dict)  # overrides meant for the virtual cabinet
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Names the runtime directory and the records."""
+        return str(self.values["site.name"])
+
+    @property
+    def virtual(self) -> bool:
+        """True where the buses lead to the virtual cabinet."""
+        return all(bus.port == VIRTUAL for bus in self.buses)
+
+    def num(self, key: str) -> float:
+        """A numeric setting, in the unit its name ends with."""
+        return float(self.values[key])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Site:
+        """The Site that `to_dict` wrote; trusts its input, which only the parent writes."""
+        return cls(
+            file=data["file"],
+            values=dict(data["values"]),
+            buses=[Bus(**row) for row in data["buses"]],
+            devices=[Device(**row) for row in data["devices"]],
+            schedule=[ScheduleRow(r["start_s"], r["end_s"], tuple(r["days"]), r["base_w"]) for r in data["schedule"]],
+            plant=dict(data["plant"]),
+            notes=list(data["notes"]),
+        )
+
+    def settings_hash(self) -> str:
+        """sha256 of everything that decides what the kernel does; stands in each segment of a record."""
+        data = self.to_dict()
+        for key in ("file", "notes", "plant"):
+            data.pop(key)
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def load(
+    path: str | Path | None,
+    sets: Iterable[str] = (),
+    plant_keys: Callable[[], Iterable[str]] | None = None,
+    also: Callable[[Site], list[Problem]] | None = None,
+) -> Site:
+    """The site of a file (None: the built-in one) with `KEY=VALUE` overrides.
+
+    `plant_keys` names the settings of the virtual cabinet; it is called only when an override is no setting of the
+    site. Raises SiteError with every problem of the file and of the overrides together.
+    """
+    source = BUILTIN if path is None else Path(path)
+    label = "built-in site" if path is None else str(path)
+    raw = _read(source, label)
+    problems: list[Problem] = []
+    plant = _apply_sets(raw, list(sets), plant_keys, problems)
+    values = walk.settings(raw, label, problems)
+    buses, devices, rows = walk.tables(raw, label, problems)
+    site = Site(
+        file=label,
+        values=values,
+        buses=[Bus(**row) for row in buses],
+        devices=[Device(**row) for row in devices],
+        schedule=[s for s in (_schedule_row(row, i, label, problems) for i, row in enumerate(rows, 1)) if s is not None],
+        plant=plant,
+    )
+    from controller.relations import check  # not at the top: relations names Site
+
+    if not walk.stands(raw, SETTINGS["load.peak_w"]):
+        site.notes.append("load.peak_w is not given: taken to stay within grid.feeder_w, and not checked")
+    if "site.f_nom_hz" in values:
+        for key, row in SETTINGS.items():
+            if row.default is None and not row.needed and not walk.stands(raw, row):
+                values[key] = derived(key, values)
+    check(site, raw, problems)
+    problems += also(site) if also is not None else []
+    if problems:
+        raise SiteError(problems)
+    return site
+
+
+def _read(source: Path, label: str) -> dict[str, Any]:
+    try:
+        text = source.read_bytes().decode("utf-8")
+    except OSError as e:
+        reason = e.strerror or str(e)
+        raise SiteError([Problem(label, "", None, f"cannot be read: {reason}", "give the path of a site file")]) from None
+    except UnicodeDecodeError as e:
+        raise SiteError([Problem(label, "", None, f"is not UTF-8 text (byte {e.start})", "save it as UTF-8")]) from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise SiteError([Problem(label, "", None, f"is not TOML: {e}", 'a line is `key = 1.5`, `key = "text"` or `[table]`')]) from None
+
+
+def _apply_sets(
+    raw: dict[str, Any],
+    sets: list[str],
+    plant_keys: Callable[[], Iterable[str]] | None,
+    problems: list[Problem],
+) -> dict[str, Value]:
+    """Puts the overrides into `raw`; returns those that are the plant's.
+
+    A key is looked up in the site first (`grid.import_limit_w`, `bus.a.baud`, `device.meter.unit`), then among the
+    plant's settings (`battery.soc`); `plant.` forces the plant, for the keys both have (`plant.pcs.tau_s`: the
+    cabinet differs from what the site believes).
+    """
+    plant: dict[str, Value] = {}
+    names: set[str] | None = None
+    for text in sets:
+        key, sign, value_text = text.partition("=")
+        key = key.strip()
+        if not sign or not key:
+            problems.append(Problem("--set", text, None, "is not KEY=VALUE", "write --set grid.import_limit_w=445000"))
+            continue
+        value = parse_value(value_text)
+        forced = key.startswith("plant.")
+        if not forced and walk.put(raw, key, value):
+            continue
+        if names is None:
+            names = set(plant_keys()) if plant_keys is not None else set()
+        plant_key = key.removeprefix("plant.")
+        if plant_key not in names:
+            known = [*SETTINGS, *walk.row_keys(raw), *names]
+            problems.append(Problem("--set", key, value, "no such setting of the site or the virtual cabinet", walk.near(key, known)))
+        elif isinstance(value, (bool, int, float)):
+            plant[plant_key] = float(value)
+        else:
+            problems.append(Problem("--set", key, value, "is not a number", "the virtual cabinet's settings are numbers"))
+    return plant
+
+
+def parse_value(text: str) -> Any:
+    """The value of KEY=VALUE: what TOML makes of it, or else the bare text."""
+    try:
+        return tomllib.loads(f"x = {text.strip()}\n")["x"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        return text.strip()
+
+
+def _schedule_row(row: dict[str, Any], number: int, label: str, problems: list[Problem]) -> ScheduleRow | None:
+    start, end = _clock_s(row["from"]), _clock_s(row["to"])
+    for name, seconds in (("from", start), ("to", end)):
+        if seconds is None:
+            problems.append(Problem(label, f"schedule[{number}].{name}", row[name], "is no time of day", 'write "22:00"'))
+    if start is None or end is None:
+        return None
+    return ScheduleRow(start, end % 86400, tuple(row["days"]), float(row["base_w"]))
+
+
+def _clock_s(text: str) -> int | None:
+    """Seconds since midnight of "HH:MM" (00:00 to 24:00); None where it is no such text."""
+    hours, sign, minutes = text.partition(":")
+    if not sign or not hours.isdecimal() or not minutes.isdecimal() or len(minutes) != 2:
+        return None
+    total = int(hours) * 3600 + int(minutes) * 60
+    return total if int(minutes) < 60 and total <= 86400 else None
+
+
+def valid_name(name: str) -> bool:
+    """True for a name that may stand in a path and in a record."""
+    return bool(name) and set(name) <= _NAME
+
+
+def finite(x: object) -> bool:
+    """True for a finite number that is no boolean."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)

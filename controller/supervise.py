@@ -1,0 +1,100 @@
+"""The supervisor process: `Supervisor.step` once a second, until control has left.
+
+It may be killed at any moment: the ring keeps 60 s of ticks, leases keep the engine going, the parent starts it again
+at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+
+from _core import image as core
+from controller import instance as instances
+from controller.build import site_from
+from controller.clock import Clock, RealClock
+from controller.process import EXIT_FAILED, die_with_parent, say
+from controller.records import RecordWriter
+from controller.store import Store
+from controller.supervisor import STEP_S, Supervisor
+
+FAREWELL_S = 75.0  # control ramps down for at most 60 s; its last ticks belong into the record
+RECORD_NAME = "record.blst"
+
+
+async def serve(supervisor: Supervisor, image: object, clock: Clock) -> None:
+    """Steps on the full second of the monotonic clock until asked to end and control is gone."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, asked.set)
+    due_ns = clock.monotonic_ns()
+    until_ns: int | None = None
+    while True:
+        now_ns = clock.monotonic_ns()
+        supervisor.step(now_ns)
+        if asked.is_set():
+            until_ns = until_ns or now_ns + int(FAREWELL_S * 1e9)
+            if now_ns >= until_ns or not instances.alive(int(image.control_pid)):  # type: ignore[attr-defined]
+                break
+        # Whole seconds that were missed (a laptop lid, a stopped process) are skipped, not caught up.
+        period_ns = int(STEP_S * 1e9)
+        due_ns += max(1, (clock.monotonic_ns() - due_ns) // period_ns + 1) * period_ns
+        wait_s = max(0.0, (due_ns - clock.monotonic_ns()) / 1e9)
+        if asked.is_set():
+            await asyncio.sleep(min(wait_s, 0.1))
+            due_ns = clock.monotonic_ns()
+            continue
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asked.wait(), wait_s)
+    supervisor.close(clock.monotonic_ns())
+
+
+def _burn() -> None:
+    """Test option: a busy Python thread, which must change nothing in the engine."""
+    x = 0
+    while True:
+        x = (x * 1103515245 + 12345) & 0x7FFFFFFF
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the process; started by `ballast run` alone."""
+    parser = argparse.ArgumentParser(prog="ballast-supervisor")
+    parser.add_argument("--directory", required=True, type=Path)
+    parser.add_argument("--image-fd", required=True, type=int)
+    parser.add_argument("--parent", required=True, type=int)
+    parser.add_argument("--burn", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    die_with_parent(args.parent)
+    instance = instances.read(args.directory)
+    if instance is None:
+        say("supervisor", f"{args.directory}/instance.json cannot be read")
+        return EXIT_FAILED
+    site = site_from(args.directory / "site.json")
+    image = core.ProcessImage.open(args.image_fd)
+    store = Store(Path(instance.store), instance.run)
+    writer = None
+    if instance.out is not None:
+        path = Path(instance.out) / RECORD_NAME
+        hashes = {"layout": core.LAYOUT, "settings": site.settings_hash()}
+        writer = RecordWriter(path, **hashes, record_size=core.RECORD_SIZE, sync=True)
+    clock = RealClock()
+    if args.burn:
+        threading.Thread(target=_burn, daemon=True).start()
+    supervisor = Supervisor(image, site, clock, writer=writer, store=store)
+    asyncio.run(serve(supervisor, image, clock))
+    if writer is not None:
+        writer.close()
+    store.close()
+    return 0
+
+
+if __name__ == "__main__":
+    # Nothing after the record is closed can fail in a way worth a traceback; the burning thread would only delay the
+    # exit.
+    os._exit(main())

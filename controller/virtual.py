@@ -1,0 +1,136 @@
+"""The virtual cabinet as a process: its configuration from the site, its start, its ports. controller never imports
+bench.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from controller.clock import Clock
+from controller.problems import Problem, SiteError
+from controller.process import Child
+from controller.site import Site
+
+PLANT_PORTS = "abcd"  # the plant's names for its ports, in the order of the site's buses
+PLANT_KINDS = ("meter", "bms", "pcs")
+READY_S = 20.0
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """The load of a run: --trace, --edge, --scale, --seed. `repeat`: begin again at the trace's end."""
+
+    trace: str | float = "cluster"
+    edge: str = "20"
+    scale: float = 1.0
+    repeat: bool = True
+    seed: int = 1
+
+
+def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
+    """Configuration of `python -m bench.plant`: the site's nameplate, then the overrides. Raises SiteError for what
+    it cannot be.
+    """
+    problems: list[Problem] = []
+    if len(site.buses) > len(PLANT_PORTS):
+        why = f"{len(site.buses)} virtual buses: the virtual cabinet has {len(PLANT_PORTS)} ports"
+        problems.append(Problem(site.file, "[[bus]]", None, why, "use fewer"))
+    ports = {bus.name: name for bus, name in zip(site.buses, PLANT_PORTS, strict=False)}
+    for device in site.devices:
+        if device.role not in PLANT_KINDS:
+            why = "is no device of the virtual cabinet"
+            problems.append(Problem(site.file, f"device.{device.name}.role", device.role, why, f"it has {', '.join(PLANT_KINDS)}"))
+    if problems:
+        raise SiteError(problems)
+    params: dict[str, Any] = {
+        "battery.energy_wh": site.num("battery.energy_wh"),
+        "pcs.s_rated_va": site.num("pcs.s_rated_va"),
+        "pcs.dead_time_s": site.num("pcs.dead_time_s"),
+        "pcs.tau_s": site.num("pcs.tau_s"),
+        "grid.f_hz": site.num("site.f_nom_hz"),
+        "grid.v_ln_v": site.num("site.v_nom_v"),
+    }
+    if site.num("battery.c_rate") != 1:
+        params["bms.charge_limit_w"] = params["bms.discharge_limit_w"] = site.num("battery.energy_wh") * site.num("battery.c_rate")
+    params |= site.plant
+    return {
+        "params": params,
+        "ports": {ports[bus.name]: {"baud": bus.baud, "parity": bus.parity, "stop_bits": bus.stop_bits} for bus in site.buses},
+        "devices": [{"kind": d.role, "port": ports[d.bus], "unit": d.unit} for d in site.devices],
+        "load": {"trace": load.trace, "edge": load.edge, "scale": load.scale, "repeat": load.repeat},
+        "seed": load.seed,
+        "out": None,  # the truth is asked for when the run's figures are taken
+    }
+
+
+def plant_keys() -> list[str]:
+    """Names of the virtual cabinet's settings, asked from it in a process. Raises SiteError without bench."""
+    code = "import json; from bench.plant.params import PARAMS; print(json.dumps(list(PARAMS)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    try:
+        return list(json.loads(done.stdout))
+    except (ValueError, TypeError):
+        reason = done.stderr.strip().rpartition("\n")[2] or "build it: python setup.py build_ext --inplace"
+        raise SiteError([Problem("", "bench.plant", None, "the virtual cabinet does not tell its settings", reason)]) from None
+
+
+class Plant:
+    """The running virtual cabinet. `ports` maps the site's buses to PTYs once `start` has returned."""
+
+    def __init__(self, site: Site, config: dict[str, Any], directory: Path, clock: Clock, stderr: Any = None) -> None:
+        self.site, self.directory, self.clock = site, directory, clock
+        self.path = directory / "plant.json"
+        self.path.write_text(json.dumps(config, indent=1))
+        argv = ["bench.plant", "--config", str(self.path)]
+        # Its stdin is a pipe of ours: when we are gone, however we went, it reads the end of it and leaves.
+        self.child = Child("plant", argv, clock, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+        self.ports: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Starts it and waits for its ports. Raises SiteError with what it says is wrong (a bad trace, a bad
+        parameter).
+        """
+        self.child.start()
+        told = self._answer(READY_S)
+        if "ports" in told:
+            self.ports = {bus.name: told["ports"][name] for bus, name in zip(self.site.buses, PLANT_PORTS, strict=False)}
+            return
+        self.child.send(signal.SIGTERM)
+        self.child.wait(2)
+        lines = told.get("errors") or ["the virtual cabinet did not start"]
+        raise SiteError([Problem("", "", None, str(line)) for line in lines])
+
+    def write_truth(self, path: Path) -> bool:
+        """Asks for its log as it stands now; False where it does not answer."""
+        assert self.child.process is not None and self.child.process.stdin is not None
+        try:
+            self.child.process.stdin.write(json.dumps({"truth": str(path)}).encode() + b"\n")
+            self.child.process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            return False
+        return "truth" in self._answer(READY_S)
+
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        """The next line it says, as JSON; empty where none comes in time."""
+        assert self.child.process is not None and self.child.process.stdout is not None
+        out = self.child.process.stdout
+        end_ns = self.clock.monotonic_ns() + int(seconds * 1e9)
+        data = b""
+        while b"\n" not in data and (left_s := (end_ns - self.clock.monotonic_ns()) / 1e9) > 0:
+            if select.select([out], [], [], left_s)[0]:
+                more = os.read(out.fileno(), 65536)
+                if not more:
+                    break
+                data += more
+        try:
+            return dict(json.loads(data))
+        except (ValueError, TypeError):
+            return {}

@@ -1,0 +1,48 @@
+"""The plan as text: what `ballast check` prints."""
+
+from __future__ import annotations
+
+from hal.plantypes import FREE, HYPER_TICKS, NONE, Plan
+from hal.wiretime import SETTLE
+
+
+def render(plan: Plan) -> str:
+    """Table of the tick, arithmetic of every transaction, after-slots, figures."""
+    lines = []
+    for table in plan.tables:
+        line = table.spec.line
+        lines.append(
+            f"bus {table.spec.name}: {table.spec.baud} 8{table.spec.parity}{table.spec.stop_bits}, character "
+            f"{line.bits} bit = "
+            f"{line.char_ms:.4f} ms, t3.5 = {line.t35_ms:.3f} ms"
+        )
+        lines.append(f"  {'start':>8} {'sent':>8} {'answered':>8}  ms after the tick")
+        for p in plan.timeline:
+            if p.bus == table.spec.name:
+                lines.append(f"  {p.start_ms:8.3f} {p.sent_ms:8.3f} {p.end_ms:8.3f}  {p.what}")
+        for i in [*table.fast, *([table.command] if table.command >= 0 else [])]:
+            txn = table.txns[i]
+            lines.append(f"    {txn.what}: {txn.wire.arithmetic(silence=False)}")
+        used = sum(i >= 0 for i in table.slots)
+        free = sum(i == FREE for i in table.slots)
+        none = sum(i == NONE for i in table.slots)
+        lines.append(
+            f"    after-slots in {HYPER_TICKS} ticks: {used} planned, {free} free, {none} without; over by {table.limit_ms:.3f} ms"
+        )
+    lines += _figures(plan)
+    lines += [f"note: {n}" for n in plan.notes]
+    return "\n".join(lines)
+
+
+def _figures(plan: Plan) -> list[str]:
+    a, b = plan.load_to_command_ms, plan.load_to_power_ms
+    update = f" + U(0, {plan.to_command.update_ms:g})" if plan.to_command.update_ms else ""
+    behind = plan.to_power.constant_ms - plan.to_command.constant_ms
+    return [
+        f"kernel steps at {plan.step_ms:.3f} ms, at the latest at {plan.step_deadline_ms:.3f} ms",
+        f"load to command = U(0, {plan.tick_ms:g}){update} + {plan.to_command.constant_ms:.3f} "
+        f"(command ends at {plan.command_end_ms:.3f}, the meter samples at {plan.sample_ms:.3f}): "
+        f"p50 {a['p50']:.2f}, p99 {a['p99']:.2f}, max {a['max']:.2f} ms",
+        f"load to power = that + {behind:.3f} (detection of the command, dead time, {SETTLE:g} tau to 90 %): "
+        f"p50 {b['p50']:.2f}, p99 {b['p99']:.2f}, max {b['max']:.2f} ms",
+    ]

@@ -1,0 +1,205 @@
+"""The plan's data: what a site is made of, what a bus walks, what the plan promises. hal/plan.py makes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hal.rows import DeviceMap, Encode, Field
+from hal.wiretime import Latency, Line, WireTime
+
+HYPER_TICKS = 100
+MAX_BUSES, MAX_DEVICES = 8, 32  # _core/image.pxd
+FREE = -2  # after-slot that may serve what comes up (a probe, a request of the operator)
+NONE = -1  # no after-slot in this tick
+DELAY_EVERY = 10  # where a readback delays a command: ten times a second, as often as a lost PCS must be noticed
+SKIP_EVERY = 20  # where a slow read costs a fast one: five times a second
+
+
+@dataclass(frozen=True)
+class BusSpec:
+    """One serial line. slack_ms: how long after its planned end an answer is still waited for."""
+
+    name: str
+    port: str = ""
+    baud: int = 115200
+    parity: str = "E"
+    stop_bits: int = 1
+    slack_ms: float = 2.0
+    untimed: bool = False  # a PTY or socket without baud: nothing is too soon (tests, probes)
+
+    @property
+    def line(self) -> Line:
+        return Line(self.baud, 9 + (self.parity != "N") + self.stop_bits)
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """One device of the site. `map`: a DeviceMap, or its key in the maps given to plan_site."""
+
+    name: str
+    role: str
+    bus: str
+    unit: int
+    map: DeviceMap | str
+    turnaround_ms: float | None = None  # None: what the profile says
+
+
+@dataclass(frozen=True)
+class SiteTiming:
+    """What the plan must know of the converter and of the machine."""
+
+    dead_ms: float = 1.0  # PCS dead time after detection of the command
+    tau_ms: float = 2.0
+    rvrt_s: float = 5.0  # WSetRvrtTms; 0: none
+    readback_first: bool = False  # read the PCS before commanding it
+    slot_every: int = 0  # where after-slots fit no tick: one in so many ticks (2..50); 0: the plan chooses
+    tick_ms: float = 10.0
+    margin_ms: float = 0.5  # an after-slot ends so long before it must: wake-ups and the slave's own jitter
+
+
+@dataclass(frozen=True)
+class Txn:
+    """One transaction, whole: the frame, what its answer feeds, its times."""
+
+    name: str
+    device: int  # index in the site
+    unit: int
+    fc: int
+    addr: int
+    count: int  # registers read
+    waddr: int
+    wcount: int  # registers written
+    kind: str  # "read", "verify", or a purpose of a write
+    rate: str
+    wire: WireTime
+    fields: tuple[Field, ...] = ()
+    encodes: tuple[Encode, ...] = ()
+    verify: tuple[int, ...] = ()
+    window_ms: float = 0.0
+    update_ms: float = 0.0
+    sample: str = "request"
+
+    @property
+    def what(self) -> str:
+        n = f"{self.wcount}+{self.count}" if self.fc == 23 else str(self.count or self.wcount)
+        return f"{self.name} FC{self.fc:02d} x {n} @ {self.addr if self.count else self.waddr}"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A transaction's place in the tick, in milliseconds after it."""
+
+    bus: str
+    what: str
+    start_ms: float
+    sent_ms: float
+    end_ms: float
+
+
+@dataclass(frozen=True)
+class BusTable:
+    """What BusScan walks: plain data, made before control starts."""
+
+    spec: BusSpec
+    txns: tuple[Txn, ...]
+    fast: tuple[int, ...]  # indices into txns, in order
+    command: int  # index, -1: none
+    slots: tuple[int, ...]  # HYPER_TICKS entries: index, FREE or NONE
+    limit_ms: float  # an after-slot is over by then, counted from its tick
+    slack_ms: float
+    tick_ms: float
+    early: bool = False  # the slot lies at the tick, before the command
+    skips: bool = False  # a slot reaches into the next tick, whose fast reads are left out
+
+
+@dataclass(frozen=True)
+class PlanProblem:
+    """Why a site cannot run: which bus, the arithmetic, the ways out."""
+
+    bus: str
+    arithmetic: str
+    ways_out: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"bus {self.bus}: {self.arithmetic}" if self.bus else self.arithmetic
+        return text + (f"; ways out: {', or '.join(self.ways_out)}" if self.ways_out else "")
+
+
+class PlanError(Exception):
+    """The site cannot hold its plan. `problems` holds every reason."""
+
+    def __init__(self, problems: list[PlanProblem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(p) for p in problems))
+
+
+@dataclass
+class Plan:
+    """A site's plan, and what it promises."""
+
+    tick_ms: float
+    step_ms: float  # the kernel steps, as planned
+    step_deadline_ms: float  # ... and at the latest
+    command_wire_ms: float  # from the step to the command's last bit
+    sample_ms: float  # instant the meter's value stands for (before window and refresh)
+    command_end_ms: float
+    to_command: Latency
+    to_power: Latency
+    readback_every: int
+    timeline: list[Placed] = field(default_factory=list)
+    tables: list[BusTable] = field(default_factory=list)
+    sweeps: dict[str, float] = field(default_factory=dict)  # ms between two reads of the same after-slot transaction
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def load_to_command_ms(self) -> dict[str, float]:
+        return replace(self.to_command, late=()).figures()
+
+    @property
+    def load_to_power_ms(self) -> dict[str, float]:
+        return replace(self.to_power, late=()).figures()
+
+    @property
+    def step_by_ns(self) -> int:
+        return round(self.step_deadline_ms * 1e6)
+
+    @property
+    def cmd_wire_ns(self) -> int:
+        return round(self.command_wire_ms * 1e6)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data, for summary.json and `check --json`."""
+        return {
+            "tick_ms": self.tick_ms,
+            "step_ms": round(self.step_ms, 3),
+            "step_deadline_ms": round(self.step_deadline_ms, 3),
+            "sample_ms": round(self.sample_ms, 3),
+            "command_end_ms": round(self.command_end_ms, 3),
+            "load_to_command_ms": self.load_to_command_ms,
+            "load_to_power_ms": self.load_to_power_ms,
+            "load_to_command_all_ms": self.to_command.figures(),
+            "load_to_power_all_ms": self.to_power.figures(),
+            "readback_every": self.readback_every,
+            "timeline": [
+                {"bus": p.bus, "what": p.what, "start_ms": round(p.start_ms, 3), "sent_ms": round(p.sent_ms, 3),
+                 "end_ms": round(p.end_ms, 3)}
+                for p in self.timeline
+            ],
+            "after_slots": {t.spec.name: _slot_counts(t) for t in self.tables},
+            "sweeps_ms": {k: round(v, 1) for k, v in self.sweeps.items()},
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        from hal.plantext import render
+
+        return render(self)
+
+
+def _slot_counts(table: BusTable) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for i in table.slots:
+        name = {FREE: "free", NONE: "none"}.get(i) or table.txns[i].name
+        counts[name] = counts.get(name, 0) + 1
+    return counts
