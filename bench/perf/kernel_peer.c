@@ -586,12 +586,13 @@ static inline void align(const Inputs *i, const Site *s, State *st, const Work *
 static inline void reconstruct(const Inputs *i, const Site *s, State *st, Work *w, Outputs *o)
 {
     const double others = others_w(i, s);
-    align(i, s, st, w);
+    const int early = w->fresh && i->meter.g.t_ns < i->pcs.g.t_ns;
+    if (!early) align(i, s, st, w);
     if (w->fresh) {
         double load, t_f;
         model_advance(s, st, i->meter.g.t_ns);
         load = i->meter.grid_p_w + st->model_p_w + st->rb_err_w + others;
-        t_f = abs_w(st->align_s);
+        t_f = abs_w(st->align_s) + (double)minus(st->model_t_ns, i->meter.g.t_ns) * 1e-9;
         if (t_f > s->align_full_s) {
             t_f = t_f > 0.01 ? 2.0 * t_f : 0.02;
             st->load_w += (load - st->load_w) * w->sample_s / (t_f + w->sample_s);
@@ -604,6 +605,7 @@ static inline void reconstruct(const Inputs *i, const Site *s, State *st, Work *
     }
     w->net_w = st->load_w - others;
     o->batt_p_w = st->model_p_w + st->rb_err_w;
+    if (early) align(i, s, st, w);
 }
 
 /* ---------------------------------------------------------------- device limits */

@@ -193,8 +193,9 @@ class Walk(Rig):
         self.frozen = self._for("frozen", 0.0005, (100, 900))
         self.follow = not self._for("deaf", 0.0004, (150, 300))
         sag = self._for("sag", 0.0015, (3, 60))
-        i["meter"]["v1_v"] = 100.0 if sag else 230.0 + x.uniform(-10, 10)
-        i["meter"]["v2_v"] = math.nan if self._for("phase", 0.001, (3, 200)) else 231.0
+        if not self.frozen:
+            i["meter"]["v1_v"] = 100.0 if sag else 230.0 + x.uniform(-10, 10)
+            i["meter"]["v2_v"] = math.nan if self._for("phase", 0.001, (3, 200)) else 231.0
         self.jitter_hz = x.choice([-0.07, 0.08]) if self._for("frequency", 0.003, (50, 400)) else 1e-6
         i["meter"]["g"]["quality"] = 2 if self._for("bad", 0.002, (1, 3)) else 1
         i["pcs"]["pcs_der_mode"] = 2.0 if self._for("forming", 0.1 if sag else 0.0, (20, 60)) else 1.0
