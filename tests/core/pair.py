@@ -201,7 +201,7 @@ class Walk(Rig):
         i["pcs"]["pcs_der_mode"] = 2.0 if self._for("forming", 0.1 if sag else 0.0, (20, 60)) else 1.0
         i["pcs_ctl"]["wset_rvrt_ena"] = 0.0 if self._for("timer", 0.0003, (1, 50)) else 1.0
         i["pcs_ctl"].update(wset_ena=float(self.running), wset_w=self.target_w)
-        i["pcs_life"]["pcs_local"] = float(self._for("local", 0.0002, (5, 50)))
+        i["pcs_life"]["pcs_local"] = float(self._for("local", 0.0008, (5, 50)))
         i["bms"]["bms_state"] = 99.0 if self._for("bms_fault", 0.0003, (5, 50)) else 4.0 if self._for("open", 0.0005, (5, 50)) else 3.0
         i["bms"]["soc"] = x.choice([0.045, 0.055, 0.3, 0.5, 0.7, 0.945, 0.955]) if x.random() < 0.003 else i["bms"]["soc"]
         i["bms_lim"]["batt_i_charge_max_a"] = 0.0 if self._for("no_charge", 0.002, (20, 200)) else 312.5
