@@ -1,8 +1,8 @@
 """The compiled kernel against the same law in plain C, in the same run.
 
-kernel_peer.c is compiled with gcc -O2 -ffp-contract=off into a temporary directory. Both are timed step by step on the same moving inputs
-from the same State, in turns, each step between the same two clock_gettime calls, whose own cost is taken off both. The Cython kernel may
-cost at most half as much again.
+kernel_peer.c is compiled with gcc -O2 -ffp-contract=off into a temporary directory. Both are timed step by step on the same moving
+inputs from the same State, in turns, each step between the same two clock_gettime calls, whose own cost is taken off both. The Cython
+kernel may cost at most half as much again.
 """
 
 from __future__ import annotations

@@ -190,19 +190,18 @@ class Walk(Rig):
             (self.stale.add if self._for(name, chance, ticks) else self.stale.discard)(name)
         if self._for("long", 0.0002, (550, 700)):
             self.stale.add("meter")
-        self.frozen = self._for("frozen", 0.0008, (100, 1400))
+        self.frozen = self._for("frozen", 0.0005, (100, 900))
         self.follow = not self._for("deaf", 0.0004, (150, 300))
         sag = self._for("sag", 0.0015, (3, 60))
-        v1 = 230.0 + x.uniform(-10, 10)
-        if sag or not self.frozen:
-            i["meter"]["v1_v"] = 100.0 if sag else v1
-        i["meter"]["v2_v"] = math.nan if self._for("phase", 0.001, (3, 200)) else 231.0
+        if not self.frozen:
+            i["meter"]["v1_v"] = 100.0 if sag else 230.0 + x.uniform(-10, 10)
+            i["meter"]["v2_v"] = math.nan if self._for("phase", 0.001, (3, 200)) else 231.0
         self.jitter_hz = x.choice([-0.07, 0.08]) if self._for("frequency", 0.003, (50, 400)) else 1e-6
         i["meter"]["g"]["quality"] = 2 if self._for("bad", 0.002, (1, 3)) else 1
         i["pcs"]["pcs_der_mode"] = 2.0 if self._for("forming", 0.1 if sag else 0.0, (20, 60)) else 1.0
         i["pcs_ctl"]["wset_rvrt_ena"] = 0.0 if self._for("timer", 0.0003, (1, 50)) else 1.0
         i["pcs_ctl"].update(wset_ena=float(self.running), wset_w=self.target_w)
-        i["pcs_life"]["pcs_local"] = float(self._for("local", 0.0002, (5, 50)))
+        i["pcs_life"]["pcs_local"] = float(self._for("local", 0.0008, (5, 50)))
         i["bms"]["bms_state"] = 99.0 if self._for("bms_fault", 0.0003, (5, 50)) else 4.0 if self._for("open", 0.0005, (5, 50)) else 3.0
         i["bms"]["soc"] = x.choice([0.045, 0.055, 0.3, 0.5, 0.7, 0.945, 0.955]) if x.random() < 0.003 else i["bms"]["soc"]
         i["bms_lim"]["batt_i_charge_max_a"] = 0.0 if self._for("no_charge", 0.002, (20, 200)) else 312.5

@@ -58,7 +58,7 @@ def test_twin_and_kernel_agree_on_walks_through_every_mode() -> None:
     modes, limits, alarms = set(), 0, 0
     slow = {"pcs_dead_s": 0.3, "pcs_tau_s": 0.02, "has_pcs_life": 0}
     nervous = {"meter_lost_s": 0.2, "bms_lost_s": 0.3, "pcs_lost_s": 0.2, "has_pcs_life": 0, "has_others": 1}
-    for seed, site in enumerate(({}, FULL, FULL | nervous, nervous, slow)):
+    for seed, site in enumerate(({}, FULL, FULL | nervous, nervous, slow, FULL | nervous)):
         m, li, al = walk(seed, 9000, **site)
         modes |= m
         limits |= li
