@@ -31,6 +31,13 @@ cdef int64_t HOUR_NS = 3600 * 1000000000
 cdef double RB_TIME_S = 1.0             # readback corrects the model's slow error with this time constant
 cdef double ALIGN_TIME_S = 10.0         # memory of the on-line alignment estimate
 cdef double AHEAD_S = 0.1               # a value may stand for an instant so far after the step
+cdef double OBSERVE_S = 0.02            # from this lag on the model is corrected by what the readback shows
+cdef double OBSERVE = 0.3
+cdef double RING_MEMORY = 20.0          # memory of the ringing detector
+cdef double RING_LEVEL = 0.002          # ringing below this share of rating (root mean square a tick) is let alone
+cdef double RING_SHARE = 0.35           # so much of it must come back with the other sign
+cdef uint32_t RING_HOT = 8             # ticks of it until the assumed error trebles
+cdef uint32_t RING_CALM = 6000          # ticks of calm until it halves
 cdef double SOC_TAPER = 0.01            # the last point of SoC before a limit
 
 
@@ -329,7 +336,11 @@ cdef inline void go(const Inputs* i, const Site* s, State* st, const Work* w) no
     st.start_step = START_DONE
     st.model_p_w = i.pcs.batt_p_w
     st.model_target_w = i.pcs.batt_p_w
-    st.q_len = 0
+    st.model_at = st.q_n
+    st.rb_p_w = i.pcs.batt_p_w
+    st.rb_target_w = i.pcs.batt_p_w
+    st.rb_at = st.q_n
+    st.ring_load_w = i.meter.grid_p_w + i.pcs.batt_p_w + others_w(i, s)
     st.rb_err_w = 0.0
     st.rb_abs_w = 0.0
     st.cmd_w = i.pcs.batt_p_w
@@ -341,67 +352,102 @@ cdef inline void go(const Inputs* i, const Site* s, State* st, const Work* w) no
 
 # ---------------------------------------------------------------- 2. load
 
-cdef inline void model_advance(const Site* s, State* st, int64_t t_ns) noexcept nogil:
-    """The PCS model, driven by our own commands, forward to t_ns; never backward."""
+cdef inline void model_advance(const Site* s, const State* st, int64_t* at_ns, double* p_w, double* target_w, uint32_t* at, int64_t t_ns) noexcept nogil:
+    """A PCS model, driven by our own commands, forward to t_ns; never backward. There are two: on the meter's clock and on the readback's,
+    because one of them may be 200 ms behind the other."""
     cdef int64_t until
     cdef uint32_t guard = 0
-    while st.model_t_ns < t_ns and guard <= 2 * MODEL_QUEUE:    # each queued command takes a turn to reach and one to take
-        until = t_ns
-        if st.q_len and st.q_t_ns[st.q_head] <= st.model_t_ns:
-            st.model_target_w = st.q_w[st.q_head]
-            st.q_head = (st.q_head + 1) % MODEL_QUEUE
-            st.q_len -= 1
-            guard += 1
-            continue
-        if st.q_len and st.q_t_ns[st.q_head] < until:
-            until = st.q_t_ns[st.q_head]
-        st.model_p_w = lag(st.model_p_w, st.model_target_w, <double>minus(until, st.model_t_ns) * 1e-9, s.pcs_tau_s)
-        st.model_t_ns = until
+    if st.q_n - at[0] > MODEL_QUEUE:        # more on its way than the queue holds: what fell out is due anyway
+        at[0] = st.q_n - MODEL_QUEUE
+    while at_ns[0] < t_ns and guard <= 2 * MODEL_QUEUE:
         guard += 1
+        until = t_ns
+        if at[0] != st.q_n:
+            if st.q_t_ns[at[0] % MODEL_QUEUE] <= at_ns[0]:
+                target_w[0] = st.q_w[at[0] % MODEL_QUEUE]
+                at[0] += 1
+                continue
+            if st.q_t_ns[at[0] % MODEL_QUEUE] < until:
+                until = st.q_t_ns[at[0] % MODEL_QUEUE]
+        p_w[0] = lag(p_w[0], target_w[0], <double>minus(until, at_ns[0]) * 1e-9, s.pcs_tau_s)
+        at_ns[0] = until
 
 
 cdef inline void model_push(State* st, int64_t t_ns, double w) noexcept nogil:
-    cdef uint32_t at
-    if st.q_len == MODEL_QUEUE:             # dead time beyond the queue: the oldest is due anyway
-        st.model_target_w = st.q_w[st.q_head]
-        st.q_head = (st.q_head + 1) % MODEL_QUEUE
-        st.q_len -= 1
-    at = (st.q_head + st.q_len) % MODEL_QUEUE
-    st.q_t_ns[at] = t_ns
-    st.q_w[at] = w
-    st.q_len += 1
+    st.q_t_ns[st.q_n % MODEL_QUEUE] = t_ns
+    st.q_w[st.q_n % MODEL_QUEUE] = w
+    st.q_n += 1
 
 
 cdef inline void align(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
     """Readback against model: the slow part of the difference is a bias, the part that goes with the slope is a time error."""
-    cdef double err, slope, keep
-    if not w.pcs_ok or i.pcs.g.count == st.last_pcs_count or i.pcs.g.t_ns < st.model_t_ns:
+    cdef double err, slope, keep, worth
+    if not w.pcs_ok or i.pcs.g.count == st.last_pcs_count or i.pcs.g.t_ns < st.rb_t_ns:
         return
     st.last_pcs_count = i.pcs.g.count
-    model_advance(s, st, i.pcs.g.t_ns)
-    err = i.pcs.batt_p_w - st.model_p_w
-    slope = (st.model_target_w - st.model_p_w) / s.pcs_tau_s if s.pcs_tau_s > 0.0 else 0.0
+    model_advance(s, st, &st.rb_t_ns, &st.rb_p_w, &st.rb_target_w, &st.rb_at, i.pcs.g.t_ns)
+    err = i.pcs.batt_p_w - st.rb_p_w
+    slope = (st.rb_target_w - st.rb_p_w) / s.pcs_tau_s if s.pcs_tau_s > 0.0 else 0.0
     keep = decay(w.dt_s / ALIGN_TIME_S)
     st.align_num = st.align_num * keep + (err - st.rb_err_w) * slope
     st.align_den = st.align_den * keep + slope * slope
     # worth a verdict once steps of 2 % of rating have been seen: slope of such a step one time constant on, over ten of them
-    if st.align_den > 10.0 * (0.02 * 0.37 * s.s_rated_va / (s.pcs_tau_s + 1e-4)) * (0.02 * 0.37 * s.s_rated_va / (s.pcs_tau_s + 1e-4)):
+    worth = 0.02 * 0.37 * s.s_rated_va / (s.pcs_tau_s + 1e-4)
+    if st.align_den > 10.0 * worth * worth:
         st.align_s = st.align_num / st.align_den
     st.rb_err_w += (err - st.rb_err_w) * clamp(w.dt_s / RB_TIME_S, 0.0, 1.0)
+    if s.pcs_tau_s >= OBSERVE_S:
+        # a slow converter is seen many times on its way: what is seen outranks what was thought
+        err = OBSERVE * (err - st.rb_err_w)
+        st.rb_p_w += err
+        st.model_p_w += err
+        err = i.pcs.batt_p_w - st.rb_p_w
     st.rb_abs_w += (abs_w(err) - st.rb_abs_w) * clamp(w.dt_s / RB_TIME_S, 0.0, 1.0)
+
+
+cdef inline void ringing(const Site* s, State* st, double load_w) noexcept nogil:
+    """The loop's own ringing, from the reconstructed load alone: what the readback cannot see is a meter that stands for another instant than
+    it says. Such an error makes every battery move look like a load change that is taken back a few ticks later; a load does not do
+    that for half a second on end. While it does, the assumed error trebles; a minute of calm halves it.
+    """
+    cdef double keep = 1.0 - 1.0 / RING_MEMORY, worst = 0.0, recent = 0.0, e = load_w - st.ring_load_w
+    cdef int k
+    st.ring_var = st.ring_var * keep + e * e / RING_MEMORY
+    for k in range(RING_LAGS):
+        st.ring_cov[k] = st.ring_cov[k] * keep + e * st.ring_e[k] / RING_MEMORY
+        # noise of the meter alone comes back by half at once: that is no ringing
+        worst = smaller(worst, st.ring_cov[k] + 0.25 * st.ring_var if k == 0 else st.ring_cov[k])
+    for k in range(RING_LAGS - 1, 0, -1):
+        st.ring_e[k] = st.ring_e[k - 1]
+        recent += st.ring_e[k] * st.ring_e[k]
+    st.ring_e[0] = e
+    recent = (recent + e * e) / RING_LAGS   # what rang a while ago and no more needs no stronger filter
+    st.ring_load_w = load_w
+    if smaller(recent, st.ring_var) > (RING_LEVEL * s.s_rated_va) * (RING_LEVEL * s.s_rated_va) and worst < -RING_SHARE * st.ring_var:
+        st.ring_calm = 0
+        st.ring_hot += 1
+        if st.ring_hot >= RING_HOT:
+            st.ring_hot = 0
+            st.ring_s = clamp(3.0 * st.ring_s, 0.01, 0.1)
+    else:
+        st.ring_hot = 0
+        st.ring_calm += 1
+        if st.ring_calm >= RING_CALM:
+            st.ring_calm = 0
+            st.ring_s = 0.5 * st.ring_s if st.ring_s > s.align_full_s else 0.0
 
 
 cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
     """Load at the meter's sampling instant: what grid and battery carried together then."""
     cdef double load, t_f, others = others_w(i, s)
-    cdef bint early = w.fresh and i.meter.g.t_ns < i.pcs.g.t_ns
-    if not early:
-        align(i, s, st, w)                      # the older sample first: the model only goes forward
+    align(i, s, st, w)
     if w.fresh:
-        model_advance(s, st, i.meter.g.t_ns)
+        model_advance(s, st, &st.model_t_ns, &st.model_p_w, &st.model_target_w, &st.model_at, i.meter.g.t_ns)
         load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others
+        if st.mode == MODE_GRID:
+            ringing(s, st, load)
         # a meter value from before where the model already stands is misaligned by as much
-        t_f = abs_w(st.align_s) + <double>minus(st.model_t_ns, i.meter.g.t_ns) * 1e-9
+        t_f = larger(abs_w(st.align_s), st.ring_s) + <double>minus(st.model_t_ns, i.meter.g.t_ns) * 1e-9
         if t_f > s.align_full_s:
             t_f = 2.0 * t_f if t_f > 0.01 else 0.02
             st.load_w += (load - st.load_w) * w.sample_s / (t_f + w.sample_s)
@@ -412,8 +458,6 @@ cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w,
         st.last_grid_w = i.meter.grid_p_w
     w.net_w = st.load_w - others
     o.batt_p_w = st.model_p_w + st.rb_err_w
-    if early:
-        align(i, s, st, w)
 
 
 # ---------------------------------------------------------------- device limits: needed by 3 (no wind-up) and 6
@@ -629,13 +673,17 @@ cdef inline double reactive(const Inputs* i, const Site* s, State* st, const Wor
 
 cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p, double before_w, double droop_w) noexcept nogil:
     """Slew (from before_w, the last command without droop), then contract < droop < breaker < SoC, temperature, PCS, BMS: later outranks."""
+    cdef double want
     if s.cmd_slew_w_per_s < INF:
         o.p_cmd_w = slew_from_zero(before_w, p, s.cmd_slew_w_per_s, w.dt_s)
         if o.p_cmd_w != p:
             w.flags |= LIM_SLEW
         p = o.p_cmd_w
     if w.meter_ok and st.mode == MODE_GRID:
+        want = p
         p = bounded(p, w.net_w - lim.import_limit_w, w.net_w + lim.export_limit_w, LIM_IMPORT, LIM_EXPORT, w)
+        if p != want:
+            st.ref_w = w.net_w - p              # the contract has moved grid import: following begins again from there
         p += droop_w
         p = bounded(p, w.net_w - s.feeder_w, w.net_w + s.feeder_w, LIM_FEEDER, LIM_FEEDER, w)
     elif w.meter_ok:
