@@ -18,8 +18,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.perf import peers
-from bench.perf.peers import Client, LibModbus, MinimalModbus, NoPeer, Ours, PymodbusAsync, PymodbusSync, Slave
+from bench.perf import modbus_peers as peers
+from bench.perf.modbus_peers import Client, LibModbus, MinimalModbus, NoPeer, Ours, PymodbusAsync, PymodbusSync, Slave
 from bench.perf.rows import Row, at_most, info
 
 PRIORITY = 80

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hal.codec import decode_words
 
-from bench.perf.peers import EXPECTED, NoPeer, Slave, build
+from bench.perf.modbus_peers import EXPECTED, NoPeer, Slave, build
 from bench.plant import config
 from hal.rows import Field
 from hal.wire import BlockingLine, NoAnswer, close_port, open_port
