@@ -21,7 +21,8 @@ if CHECKED:
 ROOT = Path(__file__).parent
 sources = sorted(p.relative_to(ROOT) for d in ("_core", "hal", "bench") for p in (ROOT / d).rglob("*.pyx"))
 extensions = [
-    Extension(".".join(p.with_suffix("").parts), [str(p)], extra_compile_args=FLAGS, extra_link_args=LINK, libraries=["rt"]) for p in sources
+    Extension(".".join(p.with_suffix("").parts), [str(p)], extra_compile_args=FLAGS, extra_link_args=LINK, libraries=["rt"])
+    for p in sources
 ]
 setup(
     ext_modules=cythonize(

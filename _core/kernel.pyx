@@ -93,7 +93,8 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
     # gone: nothing believable for too long, be it silence or nonsense; one bad answer is only not ok
     w.meter_gone = st.last_meter_t_ns == 0 or <double>minus(i.step_t_ns, st.last_meter_t_ns) * 1e-9 > s.meter_lost_s
     if not w.meter_ok:
-        st.frozen_since_ns = i.t_ns             # silence and nonsense are not frozen: another alarm's business
+        # silence and nonsense are another alarm's business: their time does not count
+        st.frozen_since_ns = minus(st.frozen_since_ns, -to_ns(w.dt_s))
     elif s.frozen_s > 0.0 and since_s(i, st.frozen_since_ns) > s.frozen_s:
         w.meter_ok = 0
         w.fresh = 0
@@ -393,11 +394,14 @@ cdef inline void align(const Inputs* i, const Site* s, State* st, const Work* w)
 cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
     """Load at the meter's sampling instant: what grid and battery carried together then."""
     cdef double load, t_f, others = others_w(i, s)
-    align(i, s, st, w)
+    cdef bint early = w.fresh and i.meter.g.t_ns < i.pcs.g.t_ns
+    if not early:
+        align(i, s, st, w)                      # the older sample first: the model only goes forward
     if w.fresh:
         model_advance(s, st, i.meter.g.t_ns)
         load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others
-        t_f = abs_w(st.align_s)
+        # a meter value from before where the model already stands is misaligned by as much
+        t_f = abs_w(st.align_s) + <double>minus(st.model_t_ns, i.meter.g.t_ns) * 1e-9
         if t_f > s.align_full_s:
             t_f = 2.0 * t_f if t_f > 0.01 else 0.02
             st.load_w += (load - st.load_w) * w.sample_s / (t_f + w.sample_s)
@@ -408,6 +412,8 @@ cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w,
         st.last_grid_w = i.meter.grid_p_w
     w.net_w = st.load_w - others
     o.batt_p_w = st.model_p_w + st.rb_err_w
+    if early:
+        align(i, s, st, w)
 
 
 # ---------------------------------------------------------------- device limits: needed by 3 (no wind-up) and 6
@@ -700,7 +706,7 @@ cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, O
         before = st.cmd_w - st.droop_w if w.meter_ok else st.cmd_w
         p = battery(inp, lim, s, st, &w, o)                 # 3., 4. reference of grid import; the battery carries the rest
         extra = frequency(inp, s, st, &w)                   # 5. droop bypasses the ramp
-        p = limit(lim, s, st, &w, o, p, before, extra)              # 6. contract, breaker, SoC, temperature, PCS, BMS
+        p = limit(lim, s, st, &w, o, p, before, extra)      # 6. contract, breaker, SoC, temperature, PCS, BMS
     else:
         st.droop_w = 0.0
         st.ref_w = st.last_grid_w                           # outside GRID the reference follows the measured grid

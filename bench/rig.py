@@ -12,8 +12,10 @@ INF = math.inf
 NAN = math.nan
 
 SITE: dict[str, Any] = dict(
-    f_nom_hz=50.0, v_nom_v=230.0, feeder_w=500e3, import_limit_w=445e3, export_limit_w=0.0, ramp_up_w_per_s=2000.0, ramp_down_w_per_s=2000.0,
-    billing_window_s=0.0, enter_service_delay_s=0.0, s_rated_va=250e3, pcs_p_max_w=250e3, pcs_dead_s=0.00275, pcs_tau_s=0.002, pcs_rvrt_s=5.0,
+    f_nom_hz=50.0, v_nom_v=230.0, feeder_w=500e3, import_limit_w=445e3, export_limit_w=0.0,
+    ramp_up_w_per_s=2000.0, ramp_down_w_per_s=2000.0,
+    billing_window_s=0.0, enter_service_delay_s=0.0, s_rated_va=250e3, pcs_p_max_w=250e3, pcs_dead_s=0.00275, pcs_tau_s=0.002,
+    pcs_rvrt_s=5.0,
     cmd_slew_w_per_s=INF, energy_wh=250e3, p_charge_max_w=250e3, p_discharge_max_w=250e3, soc_min=0.05, soc_max=0.95, soc_target=0.5,
     soc_time_s=900.0, mean_min_s=60.0, mean_max_s=600.0, batt_eta=0.95, batt_v_min_v=625.0, batt_v_max_v=912.5, temp_min_c=0.0,
     temp_max_c=55.0, temp_taper_c=5.0, droop_db_hz=0.2, droop_r=0.05, droop_tr_s=0.5, volt_db_pu=0.02, volt_full_pu=0.08, q_max_var=0.0,
@@ -23,8 +25,8 @@ SITE: dict[str, Any] = dict(
 )  # fmt: skip
 
 LIMITS: dict[str, Any] = dict(
-    lease_until_ns=1 << 62, import_limit_w=445e3, export_limit_w=0.0, ramp_up_w_per_s=2000.0, ramp_down_w_per_s=2000.0, p_charge_max_w=250e3,
-    p_discharge_max_w=250e3, soc_min=0.05, soc_max=0.95, soc_target=0.5,
+    lease_until_ns=1 << 62, import_limit_w=445e3, export_limit_w=0.0, ramp_up_w_per_s=2000.0, ramp_down_w_per_s=2000.0,
+    p_charge_max_w=250e3, p_discharge_max_w=250e3, soc_min=0.05, soc_max=0.95, soc_target=0.5,
 )  # fmt: skip
 
 

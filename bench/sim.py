@@ -1,4 +1,4 @@
-"""python -m bench.sim: what `ballast sim` runs. The site, the engine and the supervisor of the product against the virtual cabinet, in virtual time.
+"""python -m bench.sim: what `ballast sim` runs. Site, engine and supervisor of the product against the virtual cabinet, in virtual time.
 
 The supervisor runs in-process on a virtual clock, once a virtual second; nothing here or below it reads wall time.
 """
@@ -14,8 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _core import image as im
 from _core.engine import Engine
+from hal.modbus import PyRtuMaster
+
+from _core import image as im
+from bench.cosim import Cosim
+from bench.judge import judge
+from bench.plant.config import ConfigError
+from bench.plant.load import TraceError
+from bench.plant.params import PARAMS
+from bench.plant.plant import VirtualPlant
 from controller import build, summary
 from controller.clock import ManualClock
 from controller.problems import SiteError
@@ -24,14 +32,6 @@ from controller.site import Bus, Site
 from controller.supervise import RECORD_NAME
 from controller.supervisor import Supervisor
 from controller.virtual import PLANT_PORTS, LoadOptions, plant_config
-from hal.modbus import PyRtuMaster
-
-from bench.cosim import Cosim
-from bench.judge import judge
-from bench.plant.config import ConfigError
-from bench.plant.load import TraceError
-from bench.plant.params import PARAMS
-from bench.plant.plant import VirtualPlant
 
 SECOND_NS = 1_000_000_000
 T0_NS = SECOND_NS  # virtual time begins here: 0 means "never" everywhere
@@ -67,7 +67,8 @@ class Simulation:
         self.image.set_site(build.kernel_site(site, maps))
         self.engine = Engine(self.image, self.ports, devices=range(len(site.devices)), priority=0, **build.engine_timing(self.plan))
         self.clock = ManualClock(self.cosim.now_ns)
-        self.writer = writer() if writer else RecordWriter(None, layout=im.LAYOUT, settings=site.settings_hash(), record_size=im.RECORD_SIZE)
+        hashed = {"layout": im.LAYOUT, "settings": site.settings_hash(), "record_size": im.RECORD_SIZE}
+        self.writer = writer() if writer else RecordWriter(None, **hashed)
         self.supervisor = Supervisor(self.image, site, self.clock, writer=self.writer)
         self.cosim.attach(self.engine, [self.numbers[bus.name] for bus in site.buses])
         self.began_ns = self.cosim.now_ns

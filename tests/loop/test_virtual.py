@@ -136,7 +136,10 @@ def test_a_dead_pcs_is_found_and_its_timer_takes_it_to_zero() -> None:
     assert s.out["mode"] == im.MODE_GRID
 
 
-@pytest.mark.parametrize("key,value", [("a.bit_error_p", 2e-4), ("b.bit_error_p", 2e-4), ("a.drop_p", 1e-3), ("a.echo", 1), ("b.echo", 1), ("a.garbage_p", 0.01)])
+BAD_LINES = [("a.bit_error_p", 2e-4), ("b.bit_error_p", 2e-4), ("a.drop_p", 1e-3), ("a.echo", 1), ("b.echo", 1), ("a.garbage_p", 0.01)]
+
+
+@pytest.mark.parametrize("key,value", BAD_LINES)
 def test_a_bad_line_costs_answers_and_never_a_wrong_command(key: str, value: float) -> None:
     if key not in PARAMS:
         pytest.fail(f"the plant has no {key}")
