@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.perf import micro, realtime, rtu, virtual
+from bench.perf import micro, peer, realtime, rtu, virtual
 from bench.perf.rows import Row, markdown, table
 
 PARTS = ("micro", "rtu", "virtual", "realtime")
@@ -43,7 +43,7 @@ def main() -> int:
     }
 
     def micro_rows() -> list[Row]:
-        out = micro.rows()
+        out = micro.rows() + peer.rows()
         more, report["pytest_benchmark"] = micro.pytest_rows()
         return out + more
 
