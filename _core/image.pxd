@@ -316,6 +316,19 @@ ctypedef struct State:
     double billing_phase_s
     double last_grid_w
     double last_meter[6]
+    double sign_m_w             # sums of the block in progress: meter and battery, the sign check's
+    double sign_p_w
+    double sign_last_m_w        # means of the block before
+    double sign_last_p_w
+    double sign_num             # d(grid) * d(battery) and d(battery)^2, block by block
+    double sign_den
+    double sign_tick_num        # and sample by sample
+    double sign_tick_den
+    double sign_prev_m_w
+    double sign_prev_p_w
+    int64_t pcs_good_ns         # when the PCS, the BMS and its limits were last good: one bad answer is not a lost device
+    int64_t bms_good_ns
+    int64_t bms_lim_good_ns
     double last_hb
     double not_held_s           # ramp limit not held, seconds so far
     int64_t last_meter_t_ns
@@ -326,6 +339,8 @@ ctypedef struct State:
     uint32_t rb_at
     uint32_t ring_calm          # ticks without ringing, and with it
     uint32_t ring_hot
+    uint32_t sign_n             # samples in the block; blocks since GRID
+    uint32_t sign_blocks
     int32_t mode
     int32_t start_step
     int32_t reset_seen

@@ -255,9 +255,11 @@ def test_an_impossible_readback_is_no_power() -> None:
     r.stale.add("pcs")
     r.inp["pcs"]["g"].update(t_ns=r.tick * TICK_NS + 5_000_000, count=1_000_000)
     r.inp["pcs"]["batt_p_w"] = 1e308
-    out = r.step()
-    assert out["mode"] == FAULT and "pcs_lost" in alarms(out)
+    out = r.step(90)
+    assert out["mode"] == GRID  # one answer that cannot be is not a lost device
     assert abs(r.kernel.get_state()["rb_err_w"]) < 1e3
+    out = r.step(15)
+    assert out["mode"] == FAULT and "pcs_lost" in alarms(out)
 
 
 def test_the_load_filter_keeps_its_time_with_a_slow_meter() -> None:
@@ -301,7 +303,7 @@ def test_the_model_takes_a_full_queue_in_one_stride() -> None:
     r.stale |= {"meter", "pcs"}
     r.step(4)
     st = r.kernel.get_state()
-    st.update(q_head=0, q_len=64, q_t_ns=[r.tick * TICK_NS + k * 1000 for k in range(64)], q_w=[float(k) for k in range(64)])
+    st.update(q_n=64, model_at=0, q_t_ns=[r.tick * TICK_NS + k * 1000 for k in range(64)], q_w=[float(k) for k in range(64)])
     st["model_t_ns"] = r.tick * TICK_NS
     r.kernel.set_state(st)
     r.stale.clear()
@@ -367,9 +369,9 @@ def test_a_meter_value_older_than_the_readback_is_met_by_the_model_of_its_own_in
     assert out["filter_s"] == 0.0
 
 
-def test_a_meter_value_from_before_the_model_is_filtered_and_does_not_swing() -> None:
+def test_a_meter_far_behind_the_readback_keeps_full_bandwidth_and_does_not_swing() -> None:
     r = SlowMeter(20_000_000).to_grid()
     r.step(50)
     p = [r.step(1, load_w=430e3)["p_cmd_w"] for _ in range(300)]
-    assert r.out["filter_s"] >= 0.02 and "filter" in active(r.out)
-    assert max(p) < 45e3 and min(p[100:]) > 25e3
+    assert r.out["filter_s"] == 0.0  # each has a model on its own clock
+    assert max(p) < 31e3 and min(p[3:]) > 20e3

@@ -37,8 +37,9 @@ def test_droop_outranks_the_contract_and_the_breaker_outranks_droop() -> None:
     out = r.step(200)
     assert "feeder" in active(out)
     assert out["load_w"] - out["p_cmd_w"] == pytest.approx(500e3, abs=1e-3)  # beyond the contract, not beyond the breaker
-    r = Rig(load_w=-460e3).to_grid()
+    r = Rig(load_w=-460e3, export_limit_w=480e3)
     r.lim["export_limit_w"] = 480e3
+    r.to_grid()
     r.inp["meter"]["f_hz"] = 49.0
     out = r.step(200)
     assert out["load_w"] - out["p_cmd_w"] == pytest.approx(-500e3, abs=1e-3)

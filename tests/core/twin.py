@@ -18,6 +18,8 @@ INF = math.inf
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 U32 = (1 << 32) - 1
 
+RING_LAGS = 6
+OBSERVE_S, OBSERVE, RING_MEMORY, RING_LEVEL, RING_SHARE, RING_HOT, RING_CALM, SIGN_BLOCK = 0.02, 0.3, 20.0, 0.002, 0.35, 8, 6000, 10
 SLOTS, MODEL_QUEUE = 3, 64
 Q_GOOD = 1
 FAULT, STANDBY, GRID, ISLAND, RESYNC, TRIP, STOP = range(7)
@@ -188,7 +190,7 @@ def abs_w(x: float) -> float:
 def new_work() -> Obj:
     return SimpleNamespace(
         dt_s=0.0, net_w=0.0, dis_w=0.0, cha_w=0.0, dis_why=0, cha_why=0, sample_s=0.0, share=0.0, flags=0, fresh=False, meter_ok=False,
-        meter_gone=False, frozen=False, bms_ok=False, pcs_ok=False, grid_ok=False, causes=0,
+        meter_gone=False, frozen=False, bms_ok=False, pcs_ok=False, grid_ok=False, causes=0, ref_before_w=0.0, following=False,
     )  # fmt: skip
 
 
@@ -206,9 +208,12 @@ def new_state(s: Obj) -> Obj:
         last_t_ns=0, mode_since_ns=0, clean_since_ns=0, stop_since_ns=0, step_since_ns=0, model_t_ns=0, good_since_ns=0, bad_since_ns=0,
         follow_since_ns=0, frozen_since_ns=0, hb_t_ns=0, hb_first_ns=0, reset_t_ns=[0] * 3,
         q_t_ns=[0] * MODEL_QUEUE, q_w=[0.0] * MODEL_QUEUE, model_target_w=0.0, model_p_w=0.0,
-        rb_err_w=0.0, rb_abs_w=0.0, align_num=0.0, align_den=0.0, align_s=0.0, load_w=0.0, stop_s=0.0, mean_w=0.0,
+        rb_t_ns=0, rb_target_w=0.0, rb_p_w=0.0, rb_err_w=0.0, rb_abs_w=0.0, align_num=0.0, align_den=0.0, align_s=0.0, load_w=0.0, stop_s=0.0, mean_w=0.0,
         horizon_s=0.0, ref_w=0.0, cmd_w=0.0, droop_w=0.0, volt_var=0.0, billing_wh=0.0, billing_phase_s=0.0, last_grid_w=0.0,
-        last_meter=[0.0] * 6, last_hb=0.0, not_held_s=0.0, last_meter_t_ns=0, last_meter_count=0, last_pcs_count=0, q_head=0, q_len=0,
+        last_meter=[0.0] * 6, last_hb=0.0, not_held_s=0.0, last_meter_t_ns=0, last_meter_count=0, last_pcs_count=0, q_n=0, model_at=0, rb_at=0,
+        ring_s=0.0, ring_e=[0.0] * RING_LAGS, ring_load_w=0.0, ring_var=0.0, ring_cov=[0.0] * RING_LAGS, ring_calm=0, ring_hot=0,
+        sign_m_w=0.0, sign_p_w=0.0, sign_last_m_w=0.0, sign_last_p_w=0.0, sign_num=0.0, sign_den=0.0, sign_tick_num=0.0,
+        sign_tick_den=0.0, sign_prev_m_w=0.0, sign_prev_p_w=0.0, pcs_good_ns=0, bms_good_ns=0, bms_lim_good_ns=0, sign_n=0, sign_blocks=0,
         mode=0, start_step=0, reset_seen=0, resets=0, alarms=0, adopt=0, was_clean=0, stale=0, proven=0,
     )  # fmt: skip
     st.mode = STANDBY
@@ -227,6 +232,10 @@ def age_s(i: Obj, g: Obj) -> float:
 
 def since_s(i: Obj, t_ns: int) -> float:
     return float(minus(i.t_ns, t_ns)) * 1e-9
+
+
+def good(i: Obj, t_ns: int, within_s: float) -> bool:
+    return t_ns != 0 and float(minus(i.step_t_ns, t_ns)) * 1e-9 <= within_s
 
 
 def judge(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
@@ -256,10 +265,16 @@ def judge(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
             w.meter_gone = True
             w.frozen = True
 
-    w.bms_ok = (not s.has_bms or (age_s(i, i.bms.g) <= s.bms_lost_s and -0.05 <= i.bms.soc <= 1.05)) and (
-        not s.has_bms_limits or age_s(i, i.bms_lim.g) <= s.bms_lost_s
+    if age_s(i, i.bms.g) <= s.bms_lost_s and -0.05 <= i.bms.soc <= 1.05:
+        st.bms_good_ns = i.bms.g.t_ns
+    if age_s(i, i.bms_lim.g) <= s.bms_lost_s:
+        st.bms_lim_good_ns = i.bms_lim.g.t_ns
+    if age_s(i, i.pcs.g) <= s.pcs_lost_s and -8.0 * s.s_rated_va <= i.pcs.batt_p_w <= 8.0 * s.s_rated_va:
+        st.pcs_good_ns = i.pcs.g.t_ns
+    w.bms_ok = (not s.has_bms or good(i, st.bms_good_ns, s.bms_lost_s)) and (
+        not s.has_bms_limits or good(i, st.bms_lim_good_ns, s.bms_lost_s)
     )
-    w.pcs_ok = age_s(i, i.pcs.g) <= s.pcs_lost_s and -8.0 * s.s_rated_va <= i.pcs.batt_p_w <= 8.0 * s.s_rated_va
+    w.pcs_ok = good(i, st.pcs_good_ns, s.pcs_lost_s)
 
     if w.fresh:
         low = s.v_min_pu * s.v_nom_v
@@ -297,7 +312,10 @@ def enter(st: Obj, i: Obj, mode: int) -> None:
 def fault(st: Obj, i: Obj, alarm: int) -> None:
     st.alarms |= alarm
     if st.mode != FAULT:
-        st.was_clean = int(st.mode == GRID and since_s(i, st.mode_since_ns) >= PROVED_S)
+        if alarm & ALM_METER_SIGN:
+            st.was_clean = 0
+        elif st.mode != TRIP:
+            st.was_clean = int(st.mode == GRID and since_s(i, st.mode_since_ns) >= PROVED_S)
         enter(st, i, FAULT)
 
 
@@ -311,7 +329,9 @@ def causes(i: Obj, s: Obj, st: Obj, w: Obj) -> int:
         a |= ALM_PCS_FAULT
     if not w.bms_ok:
         a |= ALM_BMS_LOST
-    elif s.has_bms and i.bms.bms_state == BMS_FAULTED:
+    elif s.has_bms and (
+        i.bms.bms_state == BMS_FAULTED or (st.mode == GRID and i.bms.g.quality == Q_GOOD and i.bms.bms_state != BMS_CONNECTED)
+    ):
         a |= ALM_BMS_FAULT
     if s.has_pcs_life and i.pcs_life.g.count and i.pcs_life.pcs_local == 1.0:
         a |= ALM_PCS_LOCAL
@@ -421,13 +441,18 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
             fault(st, i, now)
         elif i.pcs.pcs_state != PCS_RUNNING and i.pcs.pcs_state != PCS_THROTTLED:
             fault(st, i, ALM_PCS_FAULT)
-        elif s.has_pcs_ctl and (i.pcs_ctl.wset_rvrt_ena != 1.0 or i.pcs_ctl.wset_rvrt_s != s.pcs_rvrt_s):
+        elif s.has_pcs_ctl and (
+            i.pcs_ctl.wset_rvrt_ena != 1.0
+            or i.pcs_ctl.wset_rvrt_s != s.pcs_rvrt_s
+            or not age_s(i, i.pcs_ctl.g) <= 2.0 * s.pcs_rvrt_s + 2.0
+        ):
             fault(st, i, ALM_REVERSION)
         elif grid_bad and st.mode == GRID:
             if forming(i):
                 enter(st, i, ISLAND)
             else:
                 st.alarms |= ALM_GRID_OUTSIDE
+                st.was_clean = int(since_s(i, st.mode_since_ns) >= PROVED_S)
                 enter(st, i, TRIP)
         elif st.mode == ISLAND and not forming(i):
             enter(st, i, RESYNC)
@@ -472,7 +497,14 @@ def go(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
     st.start_step = START_DONE
     st.model_p_w = i.pcs.batt_p_w
     st.model_target_w = i.pcs.batt_p_w
-    st.q_len = 0
+    st.model_at = st.q_n
+    st.rb_p_w = i.pcs.batt_p_w
+    st.rb_target_w = i.pcs.batt_p_w
+    st.rb_at = st.q_n
+    st.sign_n = 0
+    st.sign_blocks = 0
+    st.sign_m_w = st.sign_p_w = st.sign_num = st.sign_den = st.sign_tick_num = st.sign_tick_den = 0.0
+    st.ring_load_w = i.meter.grid_p_w + i.pcs.batt_p_w + others_w(i, s)
     st.rb_err_w = 0.0
     st.rb_abs_w = 0.0
     st.cmd_w = i.pcs.batt_p_w
@@ -482,41 +514,41 @@ def go(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
     st.horizon_s = s.mean_min_s
 
 
-def model_advance(s: Obj, st: Obj, t_ns: int) -> None:
+def model_advance(s: Obj, st: Obj, which: str, t_ns: int) -> None:
+    """which: "model" on the meter's clock, "rb" on the readback's."""
+    at_ns, p, target, at = (getattr(st, f"{which}_{x}") for x in ("t_ns", "p_w", "target_w", "at"))
     guard = 0
-    while st.model_t_ns < t_ns and guard <= 2 * MODEL_QUEUE:
-        until = t_ns
-        if st.q_len and st.q_t_ns[st.q_head] <= st.model_t_ns:
-            st.model_target_w = st.q_w[st.q_head]
-            st.q_head = (st.q_head + 1) % MODEL_QUEUE
-            st.q_len -= 1
-            guard += 1
-            continue
-        if st.q_len and st.q_t_ns[st.q_head] < until:
-            until = st.q_t_ns[st.q_head]
-        st.model_p_w = lag(st.model_p_w, st.model_target_w, float(minus(until, st.model_t_ns)) * 1e-9, s.pcs_tau_s)
-        st.model_t_ns = until
+    if (st.q_n - at) & U32 > MODEL_QUEUE:
+        at = (st.q_n - MODEL_QUEUE) & U32
+    while at_ns < t_ns and guard <= 2 * MODEL_QUEUE:
         guard += 1
+        until = t_ns
+        if at != st.q_n:
+            if st.q_t_ns[at % MODEL_QUEUE] <= at_ns:
+                target = st.q_w[at % MODEL_QUEUE]
+                at = (at + 1) & U32
+                continue
+            if st.q_t_ns[at % MODEL_QUEUE] < until:
+                until = st.q_t_ns[at % MODEL_QUEUE]
+        p = lag(p, target, float(minus(until, at_ns)) * 1e-9, s.pcs_tau_s)
+        at_ns = until
+    for x, v in (("t_ns", at_ns), ("p_w", p), ("target_w", target), ("at", at)):
+        setattr(st, f"{which}_{x}", v)
 
 
 def model_push(st: Obj, t_ns: int, p_w: float) -> None:
-    if st.q_len == MODEL_QUEUE:
-        st.model_target_w = st.q_w[st.q_head]
-        st.q_head = (st.q_head + 1) % MODEL_QUEUE
-        st.q_len -= 1
-    at = (st.q_head + st.q_len) % MODEL_QUEUE
-    st.q_t_ns[at] = t_ns
-    st.q_w[at] = p_w
-    st.q_len += 1
+    st.q_t_ns[st.q_n % MODEL_QUEUE] = t_ns
+    st.q_w[st.q_n % MODEL_QUEUE] = p_w
+    st.q_n = (st.q_n + 1) & U32
 
 
 def align(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
-    if not w.pcs_ok or i.pcs.g.count == st.last_pcs_count or i.pcs.g.t_ns < st.model_t_ns:
+    if st.pcs_good_ns != i.pcs.g.t_ns or i.pcs.g.count == st.last_pcs_count or i.pcs.g.t_ns < st.rb_t_ns:
         return
     st.last_pcs_count = i.pcs.g.count
-    model_advance(s, st, i.pcs.g.t_ns)
-    err = i.pcs.batt_p_w - st.model_p_w
-    slope = (st.model_target_w - st.model_p_w) / s.pcs_tau_s if s.pcs_tau_s > 0.0 else 0.0
+    model_advance(s, st, "rb", i.pcs.g.t_ns)
+    err = i.pcs.batt_p_w - st.rb_p_w
+    slope = (st.rb_target_w - st.rb_p_w) / s.pcs_tau_s if s.pcs_tau_s > 0.0 else 0.0
     keep = decay(w.dt_s / ALIGN_TIME_S)
     st.align_num = st.align_num * keep + (err - st.rb_err_w) * slope
     st.align_den = st.align_den * keep + slope * slope
@@ -524,18 +556,83 @@ def align(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
     if st.align_den > 10.0 * worth * worth:
         st.align_s = div(st.align_num, st.align_den)
     st.rb_err_w += (err - st.rb_err_w) * clamp(w.dt_s / RB_TIME_S, 0.0, 1.0)
+    if s.pcs_tau_s >= OBSERVE_S:
+        err = OBSERVE * (err - st.rb_err_w)
+        st.rb_p_w += err
+        st.model_p_w += err
+        err = i.pcs.batt_p_w - st.rb_p_w
     st.rb_abs_w += (abs_w(err) - st.rb_abs_w) * clamp(w.dt_s / RB_TIME_S, 0.0, 1.0)
+
+
+def ringing(s: Obj, st: Obj, load_w: float) -> None:
+    keep = 1.0 - 1.0 / RING_MEMORY
+    worst = recent = 0.0
+    e = load_w - st.ring_load_w
+    st.ring_var = st.ring_var * keep + e * e / RING_MEMORY
+    for k in range(RING_LAGS):
+        st.ring_cov[k] = st.ring_cov[k] * keep + e * st.ring_e[k] / RING_MEMORY
+        worst = smaller(worst, st.ring_cov[k] + 0.25 * st.ring_var if k == 0 else st.ring_cov[k])
+    for k in range(RING_LAGS - 1, 0, -1):
+        st.ring_e[k] = st.ring_e[k - 1]
+        recent += st.ring_e[k] * st.ring_e[k]
+    st.ring_e[0] = e
+    recent = (recent + e * e) / RING_LAGS
+    st.ring_load_w = load_w
+    level = (RING_LEVEL * s.s_rated_va) * (RING_LEVEL * s.s_rated_va)
+    if smaller(recent, st.ring_var) > level and worst < -RING_SHARE * st.ring_var:
+        st.ring_calm = 0
+        st.ring_hot = (st.ring_hot + 1) & U32
+        if st.ring_hot >= RING_HOT:
+            st.ring_hot = 0
+            st.ring_s = clamp(3.0 * st.ring_s, 0.01, 0.1)
+    else:
+        st.ring_hot = 0
+        st.ring_calm = (st.ring_calm + 1) & U32
+        if st.ring_calm >= RING_CALM:
+            st.ring_calm = 0
+            st.ring_s = 0.5 * st.ring_s if st.ring_s > s.align_full_s else 0.0
+
+
+def watch_sign(i: Obj, s: Obj, st: Obj) -> None:
+    m, p, keep, floor = i.meter.grid_p_w, st.model_p_w + st.rb_err_w, 0.998, 0.05 * s.s_rated_va
+    dm, dp = m - st.sign_prev_m_w, p - st.sign_prev_p_w
+    if st.sign_n or st.sign_blocks:
+        st.sign_tick_num = st.sign_tick_num * keep + dm * dp
+        st.sign_tick_den = st.sign_tick_den * keep + dp * dp
+    st.sign_prev_m_w = m
+    st.sign_prev_p_w = p
+    st.sign_m_w += m
+    st.sign_p_w += p
+    st.sign_n = (st.sign_n + 1) & U32
+    if st.sign_n < SIGN_BLOCK:
+        return
+    m = div(st.sign_m_w, float(st.sign_n))
+    p = div(st.sign_p_w, float(st.sign_n))
+    st.sign_n = 0
+    st.sign_m_w = st.sign_p_w = 0.0
+    dm, dp = m - st.sign_last_m_w, p - st.sign_last_p_w
+    st.sign_last_m_w = m
+    st.sign_last_p_w = p
+    st.sign_blocks = (st.sign_blocks + 1) & U32
+    if st.sign_blocks < 2:
+        return
+    st.sign_num = 0.98 * st.sign_num + dm * dp
+    st.sign_den = 0.98 * st.sign_den + dp * dp
+    least = smaller(st.sign_den, st.sign_tick_den)
+    if least > floor * floor and st.sign_num > 0.5 * st.sign_den and st.sign_tick_num > 0.5 * st.sign_tick_den:
+        fault(st, i, ALM_METER_SIGN)
 
 
 def reconstruct(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     others = others_w(i, s)
-    early = w.fresh and i.meter.g.t_ns < i.pcs.g.t_ns
-    if not early:
-        align(i, s, st, w)
+    align(i, s, st, w)
     if w.fresh:
-        model_advance(s, st, i.meter.g.t_ns)
+        model_advance(s, st, "model", i.meter.g.t_ns)
         load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others
-        t_f = abs_w(st.align_s) + float(minus(st.model_t_ns, i.meter.g.t_ns)) * 1e-9
+        if st.mode == GRID:
+            ringing(s, st, load)
+            watch_sign(i, s, st)
+        t_f = larger(abs_w(st.align_s), st.ring_s) + float(minus(st.model_t_ns, i.meter.g.t_ns)) * 1e-9
         if t_f > s.align_full_s:
             t_f = 2.0 * t_f if t_f > 0.01 else 0.02
             st.load_w += (load - st.load_w) * w.sample_s / (t_f + w.sample_s)
@@ -546,8 +643,6 @@ def reconstruct(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
         st.last_grid_w = i.meter.grid_p_w
     w.net_w = st.load_w - others
     o.batt_p_w = st.model_p_w + st.rb_err_w
-    if early:
-        align(i, s, st, w)
 
 
 def less_dis(w: Obj, bound: float, flag: int) -> None:
@@ -575,7 +670,8 @@ def device_limits(i: Obj, lim: Obj, s: Obj, w: Obj) -> None:
     less_cha(w, s.s_rated_va, LIM_PCS_S)
     less_dis(w, lim.p_discharge_max_w, LIM_SITE_P)
     less_cha(w, lim.p_charge_max_w, LIM_SITE_P)
-    if not w.bms_ok:
+    fresh = (not s.has_bms or age_s(i, i.bms.g) <= s.bms_lost_s) and (not s.has_bms_limits or age_s(i, i.bms_lim.g) <= s.bms_lost_s)
+    if not w.bms_ok or not fresh:
         less_dis(w, 0.0, LIM_BMS_STALE)
         less_cha(w, 0.0, LIM_BMS_STALE)
         return
@@ -624,9 +720,9 @@ def bill(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj) -> None:
         return
     elapsed = clamp(i.billing_phase_s, 0.0, s.billing_window_s)
     if elapsed < st.billing_phase_s or st.billing_phase_s < 0.0:
-        st.billing_wh = lim.import_limit_w * elapsed / 3600.0
+        st.billing_wh = s.import_limit_w * elapsed / 3600.0
     elif not w.meter_ok:
-        st.billing_wh += lim.import_limit_w * (elapsed - st.billing_phase_s) / 3600.0
+        st.billing_wh += s.import_limit_w * (elapsed - st.billing_phase_s) / 3600.0
     elif st.last_grid_w > 0.0:
         st.billing_wh += st.last_grid_w * (elapsed - st.billing_phase_s) / 3600.0
     st.billing_phase_s = elapsed
@@ -636,8 +732,8 @@ def import_allowed(i: Obj, lim: Obj, s: Obj, st: Obj) -> float:
     if not s.billing_window_s > 0.0 or not i.billing_phase_s >= 0.0:
         return lim.import_limit_w
     left = s.billing_window_s - st.billing_phase_s
-    over = clamp(st.billing_wh * 3600.0 - lim.import_limit_w * st.billing_phase_s, 0.0, INF)
-    return clamp(lim.import_limit_w - over / (left if left > 60.0 else 60.0), 0.0, lim.import_limit_w)
+    over = clamp(st.billing_wh * 3600.0 - s.import_limit_w * st.billing_phase_s, 0.0, INF)
+    return clamp(s.import_limit_w - over / (left if left > 60.0 else 60.0), 0.0, lim.import_limit_w)
 
 
 def slow_mean(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj) -> None:
@@ -663,13 +759,17 @@ def reference(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, base_w: float) 
     elif bound > target:
         w.flags |= LIM_EXPORT
     o.target_w = bound
-    before = st.ref_w
+    w.ref_before_w = st.ref_w
+    w.following = True
     st.ref_w = slew(st.ref_w, bound, lim.ramp_up_w_per_s, lim.ramp_down_w_per_s, w.dt_s)
     if st.ref_w != bound:
         w.flags |= LIM_RAMP
     st.ref_w = bounded(st.ref_w, w.net_w - w.dis_w, w.net_w + w.cha_w, w.dis_why, w.cha_why, w)
-    bound = st.ref_w - before
-    if bound > lim.ramp_up_w_per_s * w.dt_s * 1.000001 + 1e-6 or bound < -lim.ramp_down_w_per_s * w.dt_s * 1.000001 - 1e-6:
+
+
+def ramp_held(lim: Obj, st: Obj, w: Obj) -> None:
+    moved = st.ref_w - w.ref_before_w
+    if moved > lim.ramp_up_w_per_s * w.dt_s * 1.000001 + 1e-6 or moved < -lim.ramp_down_w_per_s * w.dt_s * 1.000001 - 1e-6:
         st.not_held_s += w.dt_s
         w.flags |= LIM_NOT_HELD
 
@@ -722,7 +822,7 @@ def battery(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> float:
 
 def frequency(i: Obj, s: Obj, st: Obj, w: Obj) -> float:
     p = 0.0
-    if s.droop_r > 0.0 and w.meter_ok and finite(i.meter.f_hz):
+    if s.droop_r > 0.0 and w.meter_ok and abs_w(i.meter.f_hz - s.f_nom_hz) < 0.2 * s.f_nom_hz:
         p = clamp(droop(i.meter.f_hz, s.f_nom_hz, s.droop_db_hz, s.droop_r, s.s_rated_va), -s.s_rated_va, s.s_rated_va)
     st.droop_w = lag(st.droop_w, p, w.dt_s, s.droop_tr_s / 2.302585092994046)
     if abs_w(st.droop_w) > 1e-3 * s.s_rated_va:
@@ -750,7 +850,10 @@ def limit(lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float, before_w: float, 
             w.flags |= LIM_SLEW
         p = o.p_cmd_w
     if w.meter_ok and st.mode == GRID:
+        want = p
         p = bounded(p, w.net_w - lim.import_limit_w, w.net_w + lim.export_limit_w, LIM_IMPORT, LIM_EXPORT, w)
+        if p != want:
+            st.ref_w = w.net_w - clamp(p, -w.cha_w, w.dis_w)
         p += droop_w
         p = bounded(p, w.net_w - s.feeder_w, w.net_w + s.feeder_w, LIM_FEEDER, LIM_FEEDER, w)
     elif w.meter_ok:
@@ -806,6 +909,8 @@ def step(i: Obj, lim: Obj, s: Obj, st: Obj) -> Obj:
         p = battery(i, lim, s, st, w, o)
         extra = frequency(i, s, st, w)
         p = limit(lim, s, st, w, o, p, before, extra)
+        if w.following:
+            ramp_held(lim, st, w)
     else:
         st.droop_w = 0.0
         st.ref_w = st.last_grid_w
