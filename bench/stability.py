@@ -1,9 +1,11 @@
-"""The loop under wrong knowledge: meter delay, PCS lag, errors of both, battery at its limits. Virtual time, the compiled kernel, a plain plant.
+"""The loop under wrong knowledge: meter delay, PCS lag, errors of both, battery at its limits.
+
+Virtual time, the compiled kernel, a plain plant.
 
     python -m bench.stability [--points N]
 
-A point passes when, after a load step, |grid - reference| falls below 2 % of the step within 9 * (delay + lag) + 1 s and stays there for two
-seconds (no limit cycle).
+A point passes when, after a load step, |grid - reference| falls below 2 % of the step within 9 * (delay + lag) + 1 s and stays
+there for two seconds (no limit cycle).
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.rig import LIMITS, SITE, inputs
 from _core.kernel import Kernel
+
+from bench.rig import LIMITS, SITE, inputs
 
 TICK_NS = 10_000_000
 DEAD_NS = 2_750_000
@@ -27,8 +30,8 @@ WATCH_S = 2.0
 
 @dataclass(frozen=True)
 class Point:
-    """delay_s: the meter's value stands for an instant so long ago; error_s: by how much its stamp is wrong (+: it says too old); lag_s: the
-    PCS's time constant; factor: what the model takes it for; step_w: of the load; at_limit: the battery can carry half of the step only."""
+    """delay_s: the meter's value stands for an instant so long ago; error_s: by how much its stamp is wrong (+: it says
+    too old); lag_s: the PCS's time constant; factor: what the model takes it for; step_w: of the load; at_limit: the battery can carry half of the step only."""
 
     delay_s: float
     lag_s: float

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { SLOTS = 3, MODEL_QUEUE = 64, Q_GOOD = 1 };
+enum { SLOTS = 3, MODEL_QUEUE = 64, RING_LAGS = 6, Q_GOOD = 1 };
 enum { FAULT, STANDBY, GRID, ISLAND, RESYNC, TRIP, STOP };
 enum { START_DEVICES, START_REVERSION, START_BMS, START_HEARTBEAT, START_OPERATE, START_DONE };
 enum { SP_NONE, SP_HOLD, SP_BASE };
@@ -27,7 +27,9 @@ enum {
 enum { PCS_RUNNING = 3, PCS_THROTTLED = 4, PCS_FAULTED = 6, BMS_CONNECTED = 3, BMS_FAULTED = 99 };
 
 static const double HEARTBEAT_S = 3.0, CLEAN_S = 5.0, PROVED_S = 10.0, RB_TIME_S = 1.0, ALIGN_TIME_S = 10.0, AHEAD_S = 0.1;
-static const double BEHIND_S = 0.1, SOC_TAPER = 0.01;
+static const double SOC_TAPER = 0.01;
+static const double OBSERVE_S = 0.02, OBSERVE = 0.3, RING_MEMORY = 20.0, RING_LEVEL = 0.002, RING_SHARE = 0.35;
+static const uint32_t RING_HOT = 8, RING_CALM = 6000, SIGN_BLOCK = 10;
 static const int64_t HOUR_NS = 3600LL * 1000000000LL;
 
 /* ---------------------------------------------------------------- image.pxd */
@@ -115,16 +117,81 @@ typedef struct {
 } Site;
 
 typedef struct {
-    int64_t last_t_ns, mode_since_ns, clean_since_ns, stop_since_ns, step_since_ns, model_t_ns, good_since_ns, bad_since_ns;
-    int64_t follow_since_ns, frozen_since_ns, hb_t_ns, hb_first_ns, reset_t_ns[3], q_t_ns[MODEL_QUEUE];
-    double q_w[MODEL_QUEUE], model_target_w, model_p_w, rb_err_w, rb_abs_w, align_num, align_den, align_s, load_w, stop_s, mean_w;
-    double horizon_s, ref_w, cmd_w, droop_w, volt_var, billing_wh, billing_phase_s, last_grid_w, last_meter[6], last_hb;
+    int64_t last_t_ns;
+    int64_t mode_since_ns;
+    int64_t clean_since_ns;
+    int64_t stop_since_ns;
+    int64_t step_since_ns;
+    int64_t model_t_ns;
+    int64_t rb_t_ns;
+    int64_t good_since_ns;
+    int64_t bad_since_ns;
+    int64_t follow_since_ns;
+    int64_t frozen_since_ns;
+    int64_t hb_t_ns;
+    int64_t hb_first_ns;
+    int64_t reset_t_ns[3];
+    int64_t q_t_ns[MODEL_QUEUE];
+    double q_w[MODEL_QUEUE];
+    double model_target_w;
+    double model_p_w;
+    double rb_target_w;
+    double rb_p_w;
+    double rb_err_w;
+    double rb_abs_w;
+    double align_num;
+    double align_den;
+    double align_s;
+    double ring_s;
+    double ring_e[RING_LAGS];
+    double ring_load_w;
+    double ring_var;
+    double ring_cov[RING_LAGS];
+    double load_w;
+    double stop_s;
+    double mean_w;
+    double horizon_s;
+    double ref_w;
+    double cmd_w;
+    double droop_w;
+    double volt_var;
+    double billing_wh;
+    double billing_phase_s;
+    double last_grid_w;
+    double last_meter[6];
+    double sign_m_w;
+    double sign_p_w;
+    double sign_last_m_w;
+    double sign_last_p_w;
+    double sign_num;
+    double sign_den;
+    double sign_tick_num;
+    double sign_tick_den;
+    double sign_prev_m_w;
+    double sign_prev_p_w;
+    int64_t pcs_good_ns;
+    int64_t bms_good_ns;
+    int64_t bms_lim_good_ns;
+    double last_hb;
     double not_held_s;
     int64_t last_meter_t_ns;
-    uint32_t last_meter_count, last_pcs_count, q_head, q_len;
-    int32_t mode, start_step, reset_seen, resets;
+    uint32_t last_meter_count;
+    uint32_t last_pcs_count;
+    uint32_t q_n;
+    uint32_t model_at;
+    uint32_t rb_at;
+    uint32_t ring_calm;
+    uint32_t ring_hot;
+    uint32_t sign_n;
+    uint32_t sign_blocks;
+    int32_t mode;
+    int32_t start_step;
+    int32_t reset_seen;
+    int32_t resets;
     uint32_t alarms;
-    int32_t adopt, was_clean, stale;
+    int32_t adopt;
+    int32_t was_clean;
+    int32_t stale;
     uint32_t proven;
 } State;
 
@@ -145,11 +212,11 @@ typedef struct {
 } Record;
 
 typedef struct {
-    double dt_s, net_w, dis_w, cha_w;
+    double dt_s, net_w, dis_w, cha_w, ref_before_w;
     uint64_t dis_why, cha_why;
     double sample_s, share;
     uint64_t flags;
-    int fresh, meter_ok, meter_gone, frozen, bms_ok, pcs_ok, grid_ok;
+    int fresh, meter_ok, meter_gone, frozen, bms_ok, pcs_ok, grid_ok, following;
     uint32_t causes;
 } Work;
 
@@ -271,6 +338,11 @@ static inline double age_s(const Inputs *i, const Group *g)
 
 static inline double since_s(const Inputs *i, int64_t t_ns) { return (double)minus(i->t_ns, t_ns) * 1e-9; }
 
+static inline int good(const Inputs *i, int64_t t_ns, double within_s)
+{
+    return t_ns != 0 && (double)minus(i->step_t_ns, t_ns) * 1e-9 <= within_s;
+}
+
 static inline void judge(const Inputs *i, const Site *s, State *st, Work *w)
 {
     const Meter *m = &i->meter;
@@ -303,9 +375,13 @@ static inline void judge(const Inputs *i, const Site *s, State *st, Work *w)
         }
     }
 
-    w->bms_ok = (!s->has_bms || (age_s(i, &i->bms.g) <= s->bms_lost_s && -0.05 <= i->bms.soc && i->bms.soc <= 1.05))
-        && (!s->has_bms_limits || age_s(i, &i->bms_lim.g) <= s->bms_lost_s);
-    w->pcs_ok = age_s(i, &i->pcs.g) <= s->pcs_lost_s && -8.0 * s->s_rated_va <= i->pcs.batt_p_w && i->pcs.batt_p_w <= 8.0 * s->s_rated_va;
+    if (age_s(i, &i->bms.g) <= s->bms_lost_s && -0.05 <= i->bms.soc && i->bms.soc <= 1.05) st->bms_good_ns = i->bms.g.t_ns;
+    if (age_s(i, &i->bms_lim.g) <= s->bms_lost_s) st->bms_lim_good_ns = i->bms_lim.g.t_ns;
+    if (age_s(i, &i->pcs.g) <= s->pcs_lost_s && -8.0 * s->s_rated_va <= i->pcs.batt_p_w && i->pcs.batt_p_w <= 8.0 * s->s_rated_va)
+        st->pcs_good_ns = i->pcs.g.t_ns;
+    w->bms_ok = (!s->has_bms || good(i, st->bms_good_ns, s->bms_lost_s))
+                && (!s->has_bms_limits || good(i, st->bms_lim_good_ns, s->bms_lost_s));
+    w->pcs_ok = good(i, st->pcs_good_ns, s->pcs_lost_s);
 
     if (w->fresh) {
         const double low = s->v_min_pu * s->v_nom_v, high = s->v_max_pu * s->v_nom_v;
@@ -342,19 +418,22 @@ static inline void fault(State *st, const Inputs *i, uint32_t alarm)
 {
     st->alarms |= alarm;
     if (st->mode != FAULT) {
-        st->was_clean = st->mode == GRID && since_s(i, st->mode_since_ns) >= PROVED_S;
+        if (alarm & ALM_METER_SIGN) st->was_clean = 0;
+        else if (st->mode != TRIP) st->was_clean = st->mode == GRID && since_s(i, st->mode_since_ns) >= PROVED_S;
         enter(st, i, FAULT);
     }
 }
 
-static inline uint32_t causes(const Inputs *i, const Site *s, const Work *w)
+static inline uint32_t causes(const Inputs *i, const Site *s, const State *st, const Work *w)
 {
     uint32_t a = 0;
     if (w->meter_gone) a |= w->frozen ? ALM_METER_FROZEN : ALM_METER_LOST;
     if (!w->pcs_ok) a |= ALM_PCS_LOST;
     else if (i->pcs.pcs_state == PCS_FAULTED) a |= ALM_PCS_FAULT;
     if (!w->bms_ok) a |= ALM_BMS_LOST;
-    else if (s->has_bms && i->bms.bms_state == BMS_FAULTED) a |= ALM_BMS_FAULT;
+    else if (s->has_bms && (i->bms.bms_state == BMS_FAULTED
+                            || (st->mode == GRID && i->bms.g.quality == Q_GOOD && i->bms.bms_state != BMS_CONNECTED)))
+        a |= ALM_BMS_FAULT;
     if (s->has_pcs_life && i->pcs_life.g.count && i->pcs_life.pcs_local == 1.0) a |= ALM_PCS_LOCAL;
     if (i->verified < 0) a |= ALM_IDENTITY;
     return a;
@@ -367,7 +446,7 @@ static inline void start(const Inputs *i, const Site *s, State *st, const Work *
     const int beat = is_finite(i->pcs_life.pcs_heartbeat) && i->pcs_life.pcs_heartbeat != st->last_hb;
     const int before = st->start_step;
     const PcsControl *c = &i->pcs_ctl;
-    if (!(w->meter_ok && w->pcs_ok && w->bms_ok && i->verified == 1 && causes(i, s, w) == 0)) {
+    if (!(w->meter_ok && w->pcs_ok && w->bms_ok && i->verified == 1 && causes(i, s, st, w) == 0)) {
         st->start_step = START_DEVICES;
     } else if (st->adopt && st->start_step > START_DEVICES && !live) {
         st->start_step = START_DEVICES;
@@ -458,7 +537,14 @@ static inline void go(const Inputs *i, const Site *s, State *st)
     st->start_step = START_DONE;
     st->model_p_w = i->pcs.batt_p_w;
     st->model_target_w = i->pcs.batt_p_w;
-    st->q_len = 0;
+    st->model_at = st->q_n;
+    st->rb_p_w = i->pcs.batt_p_w;
+    st->rb_target_w = i->pcs.batt_p_w;
+    st->rb_at = st->q_n;
+    st->sign_n = 0;
+    st->sign_blocks = 0;
+    st->sign_m_w = st->sign_p_w = st->sign_num = st->sign_den = st->sign_tick_num = st->sign_tick_den = 0.0;
+    st->ring_load_w = i->meter.grid_p_w + i->pcs.batt_p_w + others_w(i, s);
     st->rb_err_w = 0.0;
     st->rb_abs_w = 0.0;
     st->cmd_w = i->pcs.batt_p_w;
@@ -470,7 +556,7 @@ static inline void go(const Inputs *i, const Site *s, State *st)
 
 static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Outputs *o)
 {
-    const uint32_t now = causes(i, s, w);
+    const uint32_t now = causes(i, s, st, w);
     const int grid_bad = st->bad_since_ns != 0 && since_s(i, st->bad_since_ns) >= s->trip_s;
     const int good = st->good_since_ns && since_s(i, st->good_since_ns) >= s->enter_service_delay_s;
     w->causes = now;
@@ -489,13 +575,15 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
             fault(st, i, now);
         } else if (i->pcs.pcs_state != PCS_RUNNING && i->pcs.pcs_state != PCS_THROTTLED) {
             fault(st, i, ALM_PCS_FAULT);
-        } else if (s->has_pcs_ctl && (i->pcs_ctl.wset_rvrt_ena != 1.0 || i->pcs_ctl.wset_rvrt_s != s->pcs_rvrt_s)) {
+        } else if (s->has_pcs_ctl && (i->pcs_ctl.wset_rvrt_ena != 1.0 || i->pcs_ctl.wset_rvrt_s != s->pcs_rvrt_s
+                                       || !(age_s(i, &i->pcs_ctl.g) <= 2.0 * s->pcs_rvrt_s + 2.0))) {
             fault(st, i, ALM_REVERSION);
         } else if (grid_bad && st->mode == GRID) {
             if (forming(i)) {
                 enter(st, i, ISLAND);
             } else {
                 st->alarms |= ALM_GRID_OUTSIDE;
+                st->was_clean = since_s(i, st->mode_since_ns) >= PROVED_S;
                 enter(st, i, TRIP);
             }
         } else if (st->mode == ISLAND && !forming(i)) {
@@ -535,65 +623,134 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
 
 /* ---------------------------------------------------------------- 2. load */
 
-static inline void model_advance(const Site *s, State *st, int64_t t_ns)
+static inline void model_advance(const Site *s, const State *st, int64_t *at_ns, double *p_w, double *target_w, uint32_t *at, int64_t t_ns)
 {
     uint32_t guard = 0;
-    while (st->model_t_ns < t_ns && guard <= 2 * MODEL_QUEUE) {
+    if (st->q_n - *at > MODEL_QUEUE) *at = st->q_n - MODEL_QUEUE;
+    while (*at_ns < t_ns && guard <= 2 * MODEL_QUEUE) {
         int64_t until = t_ns;
         guard++;
-        if (st->q_len && st->q_t_ns[st->q_head] <= st->model_t_ns) {
-            st->model_target_w = st->q_w[st->q_head];
-            st->q_head = (st->q_head + 1) % MODEL_QUEUE;
-            st->q_len--;
-            continue;
+        if (*at != st->q_n) {
+            if (st->q_t_ns[*at % MODEL_QUEUE] <= *at_ns) {
+                *target_w = st->q_w[*at % MODEL_QUEUE];
+                ++*at;
+                continue;
+            }
+            if (st->q_t_ns[*at % MODEL_QUEUE] < until) until = st->q_t_ns[*at % MODEL_QUEUE];
         }
-        if (st->q_len && st->q_t_ns[st->q_head] < until) until = st->q_t_ns[st->q_head];
-        st->model_p_w = lag(st->model_p_w, st->model_target_w, (double)minus(until, st->model_t_ns) * 1e-9, s->pcs_tau_s);
-        st->model_t_ns = until;
+        *p_w = lag(*p_w, *target_w, (double)minus(until, *at_ns) * 1e-9, s->pcs_tau_s);
+        *at_ns = until;
     }
 }
 
 static inline void model_push(State *st, int64_t t_ns, double p_w)
 {
-    uint32_t at;
-    if (st->q_len == MODEL_QUEUE) {
-        st->model_target_w = st->q_w[st->q_head];
-        st->q_head = (st->q_head + 1) % MODEL_QUEUE;
-        st->q_len--;
-    }
-    at = (st->q_head + st->q_len) % MODEL_QUEUE;
-    st->q_t_ns[at] = t_ns;
-    st->q_w[at] = p_w;
-    st->q_len++;
+    st->q_t_ns[st->q_n % MODEL_QUEUE] = t_ns;
+    st->q_w[st->q_n % MODEL_QUEUE] = p_w;
+    st->q_n++;
 }
 
 static inline void align(const Inputs *i, const Site *s, State *st, const Work *w)
 {
     double err, slope, keep, worth;
-    if (!w->pcs_ok || i->pcs.g.count == st->last_pcs_count || i->pcs.g.t_ns < st->model_t_ns) return;
+    if (st->pcs_good_ns != i->pcs.g.t_ns || i->pcs.g.count == st->last_pcs_count || i->pcs.g.t_ns < st->rb_t_ns) return;
     st->last_pcs_count = i->pcs.g.count;
-    model_advance(s, st, i->pcs.g.t_ns);
-    err = i->pcs.batt_p_w - st->model_p_w;
-    slope = s->pcs_tau_s > 0.0 ? (st->model_target_w - st->model_p_w) / s->pcs_tau_s : 0.0;
+    model_advance(s, st, &st->rb_t_ns, &st->rb_p_w, &st->rb_target_w, &st->rb_at, i->pcs.g.t_ns);
+    err = i->pcs.batt_p_w - st->rb_p_w;
+    slope = s->pcs_tau_s > 0.0 ? (st->rb_target_w - st->rb_p_w) / s->pcs_tau_s : 0.0;
     keep = decay(w->dt_s / ALIGN_TIME_S);
     st->align_num = st->align_num * keep + (err - st->rb_err_w) * slope;
     st->align_den = st->align_den * keep + slope * slope;
     worth = 0.02 * 0.37 * s->s_rated_va / (s->pcs_tau_s + 1e-4);
     if (st->align_den > 10.0 * worth * worth) st->align_s = st->align_num / st->align_den;
     st->rb_err_w += (err - st->rb_err_w) * clamp(w->dt_s / RB_TIME_S, 0.0, 1.0);
+    if (s->pcs_tau_s >= OBSERVE_S) {
+        err = OBSERVE * (err - st->rb_err_w);
+        st->rb_p_w += err;
+        st->model_p_w += err;
+        err = i->pcs.batt_p_w - st->rb_p_w;
+    }
     st->rb_abs_w += (abs_w(err) - st->rb_abs_w) * clamp(w->dt_s / RB_TIME_S, 0.0, 1.0);
+}
+
+static inline void ringing(const Site *s, State *st, double load_w)
+{
+    const double keep = 1.0 - 1.0 / RING_MEMORY, e = load_w - st->ring_load_w;
+    double worst = 0.0, recent = 0.0;
+    int k;
+    st->ring_var = st->ring_var * keep + e * e / RING_MEMORY;
+    for (k = 0; k < RING_LAGS; k++) {
+        st->ring_cov[k] = st->ring_cov[k] * keep + e * st->ring_e[k] / RING_MEMORY;
+        worst = smaller(worst, k == 0 ? st->ring_cov[k] + 0.25 * st->ring_var : st->ring_cov[k]);
+    }
+    for (k = RING_LAGS - 1; k > 0; k--) {
+        st->ring_e[k] = st->ring_e[k - 1];
+        recent += st->ring_e[k] * st->ring_e[k];
+    }
+    st->ring_e[0] = e;
+    recent = (recent + e * e) / RING_LAGS;
+    st->ring_load_w = load_w;
+    if (smaller(recent, st->ring_var) > (RING_LEVEL * s->s_rated_va) * (RING_LEVEL * s->s_rated_va) && worst < -RING_SHARE * st->ring_var) {
+        st->ring_calm = 0;
+        st->ring_hot++;
+        if (st->ring_hot >= RING_HOT) {
+            st->ring_hot = 0;
+            st->ring_s = clamp(3.0 * st->ring_s, 0.01, 0.1);
+        }
+    } else {
+        st->ring_hot = 0;
+        st->ring_calm++;
+        if (st->ring_calm >= RING_CALM) {
+            st->ring_calm = 0;
+            st->ring_s = st->ring_s > s->align_full_s ? 0.5 * st->ring_s : 0.0;
+        }
+    }
+}
+
+static inline void watch_sign(const Inputs *i, const Site *s, State *st)
+{
+    const double keep = 0.998, floor = 0.05 * s->s_rated_va;
+    double m = i->meter.grid_p_w, p = st->model_p_w + st->rb_err_w, dm = m - st->sign_prev_m_w, dp = p - st->sign_prev_p_w;
+    if (st->sign_n || st->sign_blocks) {
+        st->sign_tick_num = st->sign_tick_num * keep + dm * dp;
+        st->sign_tick_den = st->sign_tick_den * keep + dp * dp;
+    }
+    st->sign_prev_m_w = m;
+    st->sign_prev_p_w = p;
+    st->sign_m_w += m;
+    st->sign_p_w += p;
+    st->sign_n++;
+    if (st->sign_n < SIGN_BLOCK) return;
+    m = st->sign_m_w / st->sign_n;
+    p = st->sign_p_w / st->sign_n;
+    st->sign_n = 0;
+    st->sign_m_w = st->sign_p_w = 0.0;
+    dm = m - st->sign_last_m_w;
+    dp = p - st->sign_last_p_w;
+    st->sign_last_m_w = m;
+    st->sign_last_p_w = p;
+    st->sign_blocks++;
+    if (st->sign_blocks < 2) return;
+    st->sign_num = 0.98 * st->sign_num + dm * dp;
+    st->sign_den = 0.98 * st->sign_den + dp * dp;
+    if (smaller(st->sign_den, st->sign_tick_den) > floor * floor && st->sign_num > 0.5 * st->sign_den
+        && st->sign_tick_num > 0.5 * st->sign_tick_den)
+        fault(st, i, ALM_METER_SIGN);
 }
 
 static inline void reconstruct(const Inputs *i, const Site *s, State *st, Work *w, Outputs *o)
 {
     const double others = others_w(i, s);
-    const int early = w->fresh && i->meter.g.t_ns < i->pcs.g.t_ns;
-    if (!early) align(i, s, st, w);
+    align(i, s, st, w);
     if (w->fresh) {
         double load, t_f;
-        model_advance(s, st, i->meter.g.t_ns);
+        model_advance(s, st, &st->model_t_ns, &st->model_p_w, &st->model_target_w, &st->model_at, i->meter.g.t_ns);
         load = i->meter.grid_p_w + st->model_p_w + st->rb_err_w + others;
-        t_f = abs_w(st->align_s) + (double)minus(st->model_t_ns, i->meter.g.t_ns) * 1e-9;
+        if (st->mode == GRID) {
+            ringing(s, st, load);
+            watch_sign(i, s, st);
+        }
+        t_f = larger(abs_w(st->align_s), st->ring_s) + (double)minus(st->model_t_ns, i->meter.g.t_ns) * 1e-9;
         if (t_f > s->align_full_s) {
             t_f = t_f > 0.01 ? 2.0 * t_f : 0.02;
             st->load_w += (load - st->load_w) * w->sample_s / (t_f + w->sample_s);
@@ -606,7 +763,6 @@ static inline void reconstruct(const Inputs *i, const Site *s, State *st, Work *
     }
     w->net_w = st->load_w - others;
     o->batt_p_w = st->model_p_w + st->rb_err_w;
-    if (early) align(i, s, st, w);
 }
 
 /* ---------------------------------------------------------------- device limits */
@@ -633,7 +789,8 @@ static inline void device_limits(const Inputs *i, const Limits *lim, const Site 
     CHA(s->s_rated_va, LIM_PCS_S);
     DIS(lim->p_discharge_max_w, LIM_SITE_P);
     CHA(lim->p_charge_max_w, LIM_SITE_P);
-    if (!w->bms_ok) {
+    if (!w->bms_ok || (s->has_bms && !(age_s(i, &i->bms.g) <= s->bms_lost_s))
+        || (s->has_bms_limits && !(age_s(i, &i->bms_lim.g) <= s->bms_lost_s))) {
         DIS(0.0, LIM_BMS_STALE);
         CHA(0.0, LIM_BMS_STALE);
         return;
@@ -692,8 +849,8 @@ static inline void bill(const Inputs *i, const Limits *lim, const Site *s, State
     double elapsed;
     if (!(s->billing_window_s > 0.0) || !(i->billing_phase_s >= 0.0)) return;
     elapsed = clamp(i->billing_phase_s, 0.0, s->billing_window_s);
-    if (elapsed < st->billing_phase_s || st->billing_phase_s < 0.0) st->billing_wh = lim->import_limit_w * elapsed / 3600.0;
-    else if (!w->meter_ok) st->billing_wh += lim->import_limit_w * (elapsed - st->billing_phase_s) / 3600.0;
+    if (elapsed < st->billing_phase_s || st->billing_phase_s < 0.0) st->billing_wh = s->import_limit_w * elapsed / 3600.0;
+    else if (!w->meter_ok) st->billing_wh += s->import_limit_w * (elapsed - st->billing_phase_s) / 3600.0;
     else if (st->last_grid_w > 0.0) st->billing_wh += st->last_grid_w * (elapsed - st->billing_phase_s) / 3600.0;
     st->billing_phase_s = elapsed;
 }
@@ -703,8 +860,8 @@ static inline double import_allowed(const Inputs *i, const Limits *lim, const Si
     double left, over;
     if (!(s->billing_window_s > 0.0) || !(i->billing_phase_s >= 0.0)) return lim->import_limit_w;
     left = s->billing_window_s - st->billing_phase_s;
-    over = clamp(st->billing_wh * 3600.0 - lim->import_limit_w * st->billing_phase_s, 0.0, INFINITY);
-    return clamp(lim->import_limit_w - over / (left > 60.0 ? left : 60.0), 0.0, lim->import_limit_w);
+    over = clamp(st->billing_wh * 3600.0 - s->import_limit_w * st->billing_phase_s, 0.0, INFINITY);
+    return clamp(s->import_limit_w - over / (left > 60.0 ? left : 60.0), 0.0, lim->import_limit_w);
 }
 
 static inline void slow_mean(const Inputs *i, const Limits *lim, const Site *s, State *st, const Work *w)
@@ -718,7 +875,7 @@ static inline void slow_mean(const Inputs *i, const Limits *lim, const Site *s, 
 
 static inline void reference(const Inputs *i, const Limits *lim, const Site *s, State *st, Work *w, Outputs *o, double base_w)
 {
-    const double others = st->load_w - w->net_w, before = st->ref_w;
+    const double others = st->load_w - w->net_w;
     double target, bound, allowed;
     slow_mean(i, lim, s, st, w);
     allowed = import_allowed(i, lim, s, st);
@@ -729,11 +886,17 @@ static inline void reference(const Inputs *i, const Limits *lim, const Site *s, 
     if (bound < target) w->flags |= allowed >= lim->import_limit_w ? LIM_IMPORT : LIM_BILLING;
     else if (bound > target) w->flags |= LIM_EXPORT;
     o->target_w = bound;
+    w->ref_before_w = st->ref_w;
+    w->following = 1;
     st->ref_w = slew(st->ref_w, bound, lim->ramp_up_w_per_s, lim->ramp_down_w_per_s, w->dt_s);
     if (st->ref_w != bound) w->flags |= LIM_RAMP;
     st->ref_w = bounded(st->ref_w, w->net_w - w->dis_w, w->net_w + w->cha_w, w->dis_why, w->cha_why, w);
-    bound = st->ref_w - before;
-    if (bound > lim->ramp_up_w_per_s * w->dt_s * 1.000001 + 1e-6 || bound < -lim->ramp_down_w_per_s * w->dt_s * 1.000001 - 1e-6) {
+}
+
+static inline void ramp_held(const Limits *lim, State *st, Work *w)
+{
+    const double moved = st->ref_w - w->ref_before_w;
+    if (moved > lim->ramp_up_w_per_s * w->dt_s * 1.000001 + 1e-6 || moved < -lim->ramp_down_w_per_s * w->dt_s * 1.000001 - 1e-6) {
         st->not_held_s += w->dt_s;
         w->flags |= LIM_NOT_HELD;
     }
@@ -793,7 +956,7 @@ static inline double battery(const Inputs *i, const Limits *lim, const Site *s, 
 static inline double frequency(const Inputs *i, const Site *s, State *st, Work *w)
 {
     double p = 0.0;
-    if (s->droop_r > 0.0 && w->meter_ok && is_finite(i->meter.f_hz))
+    if (s->droop_r > 0.0 && w->meter_ok && abs_w(i->meter.f_hz - s->f_nom_hz) < 0.2 * s->f_nom_hz)
         p = clamp(droop(i->meter.f_hz, s->f_nom_hz, s->droop_db_hz, s->droop_r, s->s_rated_va), -s->s_rated_va, s->s_rated_va);
     st->droop_w = lag(st->droop_w, p, w->dt_s, s->droop_tr_s / 2.302585092994046);
     if (abs_w(st->droop_w) > 1e-3 * s->s_rated_va) w->flags |= LIM_DROOP;
@@ -813,7 +976,7 @@ static inline double reactive(const Inputs *i, const Site *s, State *st, const W
 
 /* ---------------------------------------------------------------- 6. limits, 7. gate */
 
-static inline double limit(const Limits *lim, const Site *s, const State *st, Work *w, Outputs *o, double p, double before_w, double droop_w)
+static inline double limit(const Limits *lim, const Site *s, State *st, Work *w, Outputs *o, double p, double before_w, double droop_w)
 {
     if (s->cmd_slew_w_per_s < INFINITY) {
         o->p_cmd_w = slew_from_zero(before_w, p, s->cmd_slew_w_per_s, w->dt_s);
@@ -821,7 +984,9 @@ static inline double limit(const Limits *lim, const Site *s, const State *st, Wo
         p = o->p_cmd_w;
     }
     if (w->meter_ok && st->mode == GRID) {
+        const double want = p;
         p = bounded(p, w->net_w - lim->import_limit_w, w->net_w + lim->export_limit_w, LIM_IMPORT, LIM_EXPORT, w);
+        if (p != want) st->ref_w = w->net_w - clamp(p, -w->cha_w, w->dis_w);
         p += droop_w;
         p = bounded(p, w->net_w - s->feeder_w, w->net_w + s->feeder_w, LIM_FEEDER, LIM_FEEDER, w);
     } else if (w->meter_ok) {
@@ -883,6 +1048,7 @@ __attribute__((noinline)) void peer_step(const Inputs *inp, const Limits *lim, c
         p = battery(inp, lim, s, st, &w, o);
         const double extra = frequency(inp, s, st, &w);
         p = limit(lim, s, st, &w, o, p, before, extra);
+        if (w.following) ramp_held(lim, st, &w);
     } else {
         st->droop_w = 0.0;
         st->ref_w = st->last_grid_w;

@@ -208,9 +208,11 @@ def new_state(s: Obj) -> Obj:
         last_t_ns=0, mode_since_ns=0, clean_since_ns=0, stop_since_ns=0, step_since_ns=0, model_t_ns=0, good_since_ns=0, bad_since_ns=0,
         follow_since_ns=0, frozen_since_ns=0, hb_t_ns=0, hb_first_ns=0, reset_t_ns=[0] * 3,
         q_t_ns=[0] * MODEL_QUEUE, q_w=[0.0] * MODEL_QUEUE, model_target_w=0.0, model_p_w=0.0,
-        rb_t_ns=0, rb_target_w=0.0, rb_p_w=0.0, rb_err_w=0.0, rb_abs_w=0.0, align_num=0.0, align_den=0.0, align_s=0.0, load_w=0.0, stop_s=0.0, mean_w=0.0,
+        rb_t_ns=0, rb_target_w=0.0, rb_p_w=0.0, rb_err_w=0.0, rb_abs_w=0.0, align_num=0.0,
+        align_den=0.0, align_s=0.0, load_w=0.0, stop_s=0.0, mean_w=0.0,
         horizon_s=0.0, ref_w=0.0, cmd_w=0.0, droop_w=0.0, volt_var=0.0, billing_wh=0.0, billing_phase_s=0.0, last_grid_w=0.0,
-        last_meter=[0.0] * 6, last_hb=0.0, not_held_s=0.0, last_meter_t_ns=0, last_meter_count=0, last_pcs_count=0, q_n=0, model_at=0, rb_at=0,
+        last_meter=[0.0] * 6, last_hb=0.0, not_held_s=0.0, last_meter_t_ns=0, last_meter_count=0, last_pcs_count=0,
+        q_n=0, model_at=0, rb_at=0,
         ring_s=0.0, ring_e=[0.0] * RING_LAGS, ring_load_w=0.0, ring_var=0.0, ring_cov=[0.0] * RING_LAGS, ring_calm=0, ring_hot=0,
         sign_m_w=0.0, sign_p_w=0.0, sign_last_m_w=0.0, sign_last_p_w=0.0, sign_num=0.0, sign_den=0.0, sign_tick_num=0.0,
         sign_tick_den=0.0, sign_prev_m_w=0.0, sign_prev_p_w=0.0, pcs_good_ns=0, bms_good_ns=0, bms_lim_good_ns=0, sign_n=0, sign_blocks=0,
@@ -442,9 +444,7 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
         elif i.pcs.pcs_state != PCS_RUNNING and i.pcs.pcs_state != PCS_THROTTLED:
             fault(st, i, ALM_PCS_FAULT)
         elif s.has_pcs_ctl and (
-            i.pcs_ctl.wset_rvrt_ena != 1.0
-            or i.pcs_ctl.wset_rvrt_s != s.pcs_rvrt_s
-            or not age_s(i, i.pcs_ctl.g) <= 2.0 * s.pcs_rvrt_s + 2.0
+            i.pcs_ctl.wset_rvrt_ena != 1.0 or i.pcs_ctl.wset_rvrt_s != s.pcs_rvrt_s or not age_s(i, i.pcs_ctl.g) <= 2.0 * s.pcs_rvrt_s + 2.0
         ):
             fault(st, i, ALM_REVERSION)
         elif grid_bad and st.mode == GRID:
