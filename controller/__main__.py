@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from controller import evidence
 from controller.problems import SiteError
 from controller.process import EXIT_BUSY, EXIT_INPUT, EXIT_NOT_RUNNING, EXIT_OK
 
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     release = commands.add_parser("release", help="end a hold")
     for one in (status, top, hold, release):
         one.add_argument("--site", metavar="NAME", help="which site, where several run here")
+    evidence.add_parsers(commands)
     commands.add_parser("version", help="version and build")
     return parser
 
@@ -54,7 +56,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["hold"]:
+    if words[:1] in (["hold"], ["explain"]):
         # argparse takes "-20kW" for an option; a leading space makes it a value.
         words = [f" {w}" if w[:1] == "-" and w[1:2].isdigit() else w for w in words]
     args = _parser().parse_args(words)
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return {
             "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold,
-            "release": _release, "version": _version,
+            "release": _release, "version": _version, **dict.fromkeys(evidence.COMMANDS, evidence.main),
         }[args.command](args)  # fmt: skip
     except SiteError as e:
         print(e, file=sys.stderr)
