@@ -14,8 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _core import image as im
 from _core.engine import Engine
+from hal.modbus import PyRtuMaster
+
+from _core import image as im
+from bench import report
+from bench.cosim import Cosim
+from bench.judge import judge
+from bench.plant.config import ConfigError
+from bench.plant.load import TraceError
+from bench.plant.params import PARAMS
+from bench.plant.plant import VirtualPlant
 from controller import build, summary
 from controller.clock import ManualClock
 from controller.problems import SiteError
@@ -24,14 +33,6 @@ from controller.site import Bus, Site
 from controller.supervise import RECORD_NAME
 from controller.supervisor import Supervisor
 from controller.virtual import PLANT_PORTS, LoadOptions, plant_config
-from hal.modbus import PyRtuMaster
-
-from bench.cosim import Cosim
-from bench.judge import judge
-from bench.plant.config import ConfigError
-from bench.plant.load import TraceError
-from bench.plant.params import PARAMS
-from bench.plant.plant import VirtualPlant
 
 SECOND_NS = 1_000_000_000
 T0_NS = SECOND_NS  # virtual time begins here: 0 means "never" everywhere
@@ -181,6 +182,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--for", type=float, dest="for_s", metavar="S")
     p.add_argument("--out", type=Path, metavar="DIR")
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--no-report", action="store_true")
     return p.parse_args(argv)
 
 
@@ -211,6 +213,8 @@ def main(argv: list[str] | None = None) -> int:
         sim.plant.write_truth(a.out / TRUTH_NAME)
         (a.out / "site.json").write_text(json.dumps(site.to_dict(), indent=1))
         summary.write(made, a.out)
+        if not a.no_report:
+            report.write(a.out)
     else:
         print(json.dumps(made, indent=1))
     wall = time.monotonic() - began

@@ -50,7 +50,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=float, default=1.0, metavar="K", help="factor on the load")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="a key of site or plant")
     parser.add_argument("--for", dest="for_s", type=float, metavar="S", help="end after so long")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="summary.json, the record, the plant's truth")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="summary.json, the record, the plant's truth, report.html")
+    parser.add_argument("--no-report", action="store_true", help="without report.html")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
     _check_load(args)
     site = build.load_site(args.site, args.sets)
     load = LoadOptions(trace=args.trace or "cluster", edge=args.edge, scale=args.scale)
-    return run(site, Options(load, args.for_s, args.out, args.burn, args.quiet))
+    return run(site, Options(load, args.for_s, args.out, args.burn, args.quiet, not args.no_report))
 
 
 def _sim(args: argparse.Namespace) -> int:
@@ -118,6 +119,7 @@ def _sim(args: argparse.Namespace) -> int:
     argv += [word for text in args.sets for word in ("--set", text)]
     argv += ["--for", str(args.for_s)] if args.for_s is not None else []
     argv += ["--out", str(args.out)] if args.out is not None else []
+    argv += ["--no-report"] if args.no_report else []
     sys.stdout.flush()
     os.execv(sys.executable, argv)
 

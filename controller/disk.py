@@ -14,7 +14,7 @@ class Files:
         """For reading and appending, made where there is none. Raises OSError."""
         if path.exists():
             return open(path, "r+b", buffering=0)
-        file = open(path, "w+b", buffering=0)
+        file = open(path, "w+b", buffering=0)  # noqa: SIM115
         self.sync_directory(path.parent)
         return file
 

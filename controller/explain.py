@@ -24,7 +24,7 @@ GROUPS = {
 }
 QUALITY = {core.Q_NONE: "never answered", core.Q_GOOD: "good", core.Q_BAD: "BAD"}
 UNITS = {"w": "W", "va": "VA", "var": "var", "v": "V", "a": "A", "hz": "Hz", "c": "°C", "s": "s"}
-SETPOINTS = {core.SP_HOLD: "hold the battery at", core.SP_BASE: "on top of the target of grid import"}
+SETPOINTS = {core.SP_HOLD: "hold the battery at", core.SP_BASE: "added to the target of grid import:"}
 Row = Mapping[str, Any]
 
 
@@ -50,6 +50,10 @@ def _bms(row: Row, way: str) -> str:
     return f"The BMS allows {lim[f'batt_i_{way}_max_a']:.1f} A of {way} at {lim['batt_v']:.1f} V; that bounds the battery to {kw(bound)}."
 
 
+def _soc(row: Row) -> str:
+    return f"State of charge {100 * row['out']['soc']:.2f} %"
+
+
 def _meter_age(row: Row) -> str:
     meter = row["inp"]["meter"]["g"]
     if not meter["t_ns"]:
@@ -73,14 +77,15 @@ SENTENCES: dict[int, Callable[[Row], str]] = {
     core.LIM_IMPORT: lambda r: f"Grid import may not pass {kw(r['lim']['import_limit_w'])}: the battery carries what the load is above it.",
     core.LIM_EXPORT: lambda r: f"Grid export may not pass {kw(r['lim']['export_limit_w'])}: the battery may not push more.",
     core.LIM_BILLING: lambda r: (
-        f"At {r['inp']['billing_phase_s']:.0f} s of the billing window its energy is ahead of its share: import is held below the limit of "
-        f"{kw(r['lim']['import_limit_w'])} until the window ends."
+        f"At {r['inp']['billing_phase_s']:.0f} s of the billing window its energy is ahead of its share: import is held below the limit "
+        f"of {kw(r['lim']['import_limit_w'])} until the window ends."
     ),
     core.LIM_FEEDER: lambda r: "The PCC breaker's rating bounds what grid may carry.",
-    core.LIM_SOC_MIN: lambda r: f"State of charge {100 * r['out']['soc']:.2f} % is at its lower end {100 * r['lim']['soc_min']:.0f} %: discharge ends.",
-    core.LIM_SOC_MAX: lambda r: f"State of charge {100 * r['out']['soc']:.2f} % is at its upper end {100 * r['lim']['soc_max']:.0f} %: charge ends.",
+    core.LIM_SOC_MIN: lambda r: f"{_soc(r)} is at its lower end {100 * r['lim']['soc_min']:.0f} %: discharge ends.",
+    core.LIM_SOC_MAX: lambda r: f"{_soc(r)} is at its upper end {100 * r['lim']['soc_max']:.0f} %: charge ends.",
     core.LIM_TEMP: lambda r: (
-        f"Battery temperature {r['inp']['bms_temp']['batt_temp_min_c']:.1f} to {r['inp']['bms_temp']['batt_temp_max_c']:.1f} °C reduces power."
+        f"Battery temperature {r['inp']['bms_temp']['batt_temp_min_c']:.1f} to {r['inp']['bms_temp']['batt_temp_max_c']:.1f} °C "
+        "reduces power."
     ),
     core.LIM_PCS_S: lambda r: f"The converter's rating bounds the battery to {kw(r['out']['p_min_w'])} .. {kw(r['out']['p_max_w'])}.",
     core.LIM_BMS_CHARGE: lambda r: _bms(r, "charge"),
@@ -92,16 +97,19 @@ SENTENCES: dict[int, Callable[[Row], str]] = {
     core.LIM_HOLD: _hold,
     core.LIM_LEASE: lambda r: "The supervisor's lease has ended: the tighter of its last limits and the site's are in force.",
     core.LIM_FILTER: lambda r: (
-        f"Model and readback of the PCS are {1e3 * r['out']['align_s']:+.1f} ms apart: the load is filtered with {1e3 * r['out']['filter_s']:.0f} ms."
+        f"Model and readback of the PCS are {1e3 * r['out']['align_s']:+.1f} ms apart: the load is filtered with "
+        f"{1e3 * r['out']['filter_s']:.0f} ms."
     ),
-    core.LIM_DROOP: lambda r: f"Frequency {r['inp']['meter']['f_hz']:.3f} Hz is outside the deadband: droop adds {kw(r['out']['droop_w'])}.",
+    core.LIM_DROOP: lambda r: (
+        f"Frequency {r['inp']['meter']['f_hz']:.3f} Hz is outside the deadband: droop adds {kw(r['out']['droop_w'])}."
+    ),
     core.LIM_MODE: lambda r: f"Mode {core.MODE_NAMES[r['out']['mode']]}: no power is asked for.",
     core.LIM_SITE_P: lambda r: (
         f"Site or supervisor allow {kw(r['lim']['p_charge_max_w'])} of charge and {kw(r['lim']['p_discharge_max_w'])} of discharge."
     ),
     core.LIM_NOT_HELD: lambda r: (
-        f"Battery or converter are at their end ({kw(r['out']['p_min_w'])} .. {kw(r['out']['p_max_w'])}): grid import moves faster than the ramp "
-        f"limit; {r['out']['not_held_s']:.2f} s so far."
+        f"Battery or converter are at their end ({kw(r['out']['p_min_w'])} .. {kw(r['out']['p_max_w'])}): grid import moves faster than "
+        f"the ramp limit; {r['out']['not_held_s']:.2f} s so far."
     ),
 }  # fmt: skip
 
@@ -136,7 +144,8 @@ def sentences(row: Row, t_s: float | None, wall_s: float | None) -> list[str]:
         lines.append(f"The start sequence is {core.START_NAMES[out['start_step']]}.")
     if mode == "GRID" and not out["limits_active"] & (core.LIM_HOLD | core.LIM_METER_STALE):
         follow = f"Load {kw(out['load_w'])} minus the reference of grid import {kw(out['ref_w'])}"
-        lines.append(f"{follow} leaves {kw(out['load_w'] - out['ref_w'])}; the window that the devices leave is {kw(out['p_min_w'])} .. {kw(out['p_max_w'])}.")
+        window = f"the window that the devices leave is {kw(out['p_min_w'])} .. {kw(out['p_max_w'])}"
+        lines.append(f"{follow} leaves {kw(out['load_w'] - out['ref_w'])}; {window}.")
     found = limits(row)
     lines += [f"- {name}: {words}" for name, words in found]
     if not found:
@@ -148,19 +157,21 @@ def sentences(row: Row, t_s: float | None, wall_s: float | None) -> list[str]:
 def taken_apart(row: Row, t_s: float | None, wall_s: float | None) -> list[str]:
     """Inputs with ages, setpoints, limits in force, sentences, outputs."""
     inp, lim, out = row["inp"], row["lim"], row["out"]
-    lines = [*sentences(row, t_s, wall_s), "", f"woke {row['wake_late_ns'] / 1e3:.1f} us late; stepped {(inp['step_t_ns'] - inp['t_ns']) / 1e6:.3f} ms after the tick;"
-             f" command's last bit {(inp['command_t_ns'] - inp['t_ns']) / 1e6:.3f} ms after it", "inputs:"]  # fmt: skip
+    step_ms, command_ms = ((inp[key] - inp["t_ns"]) / 1e6 for key in ("step_t_ns", "command_t_ns"))
+    times = f"woke {row['wake_late_ns'] / 1e3:.1f} us late; stepped {step_ms:.3f} ms after the tick; command's last bit {command_ms:.3f} ms"
+    lines = [*sentences(row, t_s, wall_s), "", times, "inputs:"]
     for name, words in GROUPS.items():
         group = inp[name]
         lines.append(f"  {name} ({words}): {_age(group['g'], inp['step_t_ns'])}")
         if group["g"]["count"]:
             lines += [f"    {key:<26} {value(key, x)}" for key, x in group.items() if key != "g"]
-    lines.append(f"  verified {inp['verified']}, stop {inp['stop']}, reset edges {inp['reset']}, billing phase {value('_s', inp['billing_phase_s'])}")
+    phase = value("_s", inp["billing_phase_s"])
+    lines.append(f"  verified {inp['verified']}, stop {inp['stop']}, reset edges {inp['reset']}, billing phase {phase}")
     lines.append("setpoint slots:")
     for name, slot in zip(core.SLOT_NAMES, inp["slot"], strict=True):
         left_s = (slot["lease_until_ns"] - inp["t_ns"]) / 1e9
-        text = "empty" if slot["kind"] == core.SP_NONE else f"{kw(slot['value_w'])}: {SETPOINTS[slot['kind']]}; command {slot['id']}, lease {left_s:+.1f} s"
-        lines.append(f"  {name:<10} {text}")
+        text = f"{SETPOINTS.get(slot['kind'], '')} {kw(slot['value_w'])}; command {slot['id']}, lease {left_s:+.1f} s"
+        lines.append(f"  {name:<10} {text if slot['kind'] != core.SP_NONE else 'empty'}")
     lines.append(f"limits in force (lease {(lim['lease_until_ns'] - inp['step_t_ns']) / 1e9:+.1f} s):")
     lines += [f"  {key:<28} {value(key, x)}" for key, x in lim.items() if key != "lease_until_ns"]
     lines.append("outputs:")
@@ -174,4 +185,5 @@ def _age(group: Row, step_ns: int) -> str:
     if not group["count"]:
         return "never answered"
     age_ms = (step_ns - group["t_ns"]) / 1e6
-    return f"{QUALITY[group['quality']]}, {age_ms:.2f} ms old, answer complete {(step_ns - group['rx_ns']) / 1e6:.2f} ms ago, {group['count']} answers"
+    ago_ms = (step_ns - group["rx_ns"]) / 1e6
+    return f"{QUALITY[group['quality']]}, {age_ms:.2f} ms old, answer complete {ago_ms:.2f} ms ago, {group['count']} answers"

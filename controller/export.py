@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +71,8 @@ def csv(data: Table, path: Path) -> list[Path]:
     with _whole(path) as new, open(new, "w", encoding="utf-8", newline="\n") as file:
         file.write(",".join(["tick", "t_s [s]", "utc", *(s.header for s in data.signals)]) + "\n")
         texts: list[Callable[[int], str]] = [_text(c, s.status) for c, s in zip(data.columns, data.signals, strict=True)]
-        began = utc(data.wall_s)
         for i, (tick, t_ns) in enumerate(zip(data.ticks.tolist(), data.t_ns.tolist(), strict=True)):
-            at = began + timedelta(microseconds=t_ns // 1000)
+            at = utc(data.wall_s + t_ns / 1e9)
             cells = [str(tick), f"{t_ns / 1e9:.6f}", at.isoformat(timespec="milliseconds"), *(text(i) for text in texts)]
             file.write(",".join(cells) + "\n")
     return [path]
@@ -98,9 +96,10 @@ def parquet(data: Table, path: Path) -> list[Path]:
         import pyarrow.parquet as pq
     except ImportError:
         raise ExportError("Parquet needs pyarrow: pip install 'ballast-controller[export]'") from None
-    fields = [pa.field("tick", pa.int64()), pa.field("t_s", pa.float64(), metadata={"unit": "s"}), pa.field("utc", pa.timestamp("ns", "UTC"))]
+    stamps = pa.timestamp("ns", "UTC")
+    fields = [pa.field("tick", pa.int64()), pa.field("t_s", pa.float64(), metadata={"unit": "s"}), pa.field("utc", stamps)]
     began_ns = round(data.wall_s * 1e6) * 1000
-    arrays = [pa.array(data.ticks), pa.array(data.t_ns / 1e9), pa.array(began_ns + data.t_ns).cast(pa.timestamp("ns", "UTC"))]
+    arrays = [pa.array(data.ticks), pa.array(data.t_ns / 1e9), pa.array(began_ns + data.t_ns).cast(stamps)]
     for signal, column in zip(data.signals, data.columns, strict=True):
         kind = pa.bool_() if signal.status else pa.float64()
         meta = {"unit": signal.unit, "phase": signal.phase, "words": signal.words}
@@ -160,8 +159,7 @@ def _rate(data: Table, n: int) -> list[str]:
 
 
 def _stamp(wall_s: float, t_ns: int) -> str:
-    at: datetime = utc(wall_s) + timedelta(microseconds=t_ns // 1000)
-    return at.strftime("%d/%m/%Y,%H:%M:%S.%f")
+    return utc(wall_s + t_ns / 1e9).strftime("%d/%m/%Y,%H:%M:%S.%f")
 
 
 def _clean(text: str) -> str:

@@ -71,7 +71,8 @@ class Recording:
             if isinstance(item, Damage):
                 yield item
             elif item.size != self.dtype.itemsize:
-                raise RecordError(f"{self.path}: ticks of {item.size} bytes, this build has {self.dtype.itemsize}: recorded by another build")
+                sizes = f"ticks of {item.size} bytes, this build has {self.dtype.itemsize}"
+                raise RecordError(f"{self.path}: {sizes}: recorded by another build")
             elif item.n:
                 yield Piece(item, np.frombuffer(item.records, self.dtype), self._site(item))
 
@@ -84,7 +85,8 @@ class Recording:
         try:
             settings = site.Site.from_dict(json.loads(self._site_beside.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise RecordError(f"{self.path}: the settings are not in it, and {self._site_beside.name} beside it cannot be used: {e}") from None
+            beside = f"{self._site_beside.name} beside it cannot be used"
+            raise RecordError(f"{self.path}: the settings are not in it, and {beside}: {e}") from None
         if settings.settings_hash() != segment.settings:
             raise RecordError(f"{self.path}: {self._site_beside.name} beside it holds other settings than it was recorded under")
         return build.kernel_site(settings)

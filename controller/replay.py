@@ -90,7 +90,8 @@ class Replay:
                 self.result.notes.append(f"the State recorded at {t_s:.3f} s is not the one the replay reached; it is taken over")
             elif not follows and self._next is not None:
                 missing = segment.first - self._next
-                self.result.notes.append(f"gap: {missing} ticks are missing before {t_s:.3f} s; the State of the next segment is taken over")
+                words = "the State of the next segment is taken over"
+                self.result.notes.append(f"gap: {missing} ticks are missing before {t_s:.3f} s; {words}")
             self._kernel = Kernel(piece.site)
             self._kernel.set_state(state)
         elif not follows:

@@ -21,9 +21,9 @@ UNITS = {
 PHASES = {"v1_v": "L1", "v2_v": "L2", "v3_v": "L3"}
 DEFAULT = (
     "inp.meter.*_w", "inp.meter.q_var", "inp.meter.v?_v", "inp.meter.f_hz", "inp.pcs.batt_p_w", "inp.pcs.pcs_q_var", "inp.bms.soc",
-    "inp.bms_lim.batt_v", "inp.bms_lim.batt_i_a", "inp.bms_temp.batt_temp_max_c", "out.p_cmd_w", "out.q_cmd_var", "out.load_w", "out.mean_w",
-    "out.target_w", "out.ref_w", "out.grid_p_w", "out.batt_p_w", "out.droop_w", "out.p_min_w", "out.p_max_w", "lim.import_limit_w",
-    "lim.export_limit_w", "limit_*", "alarm_*", "mode_*",
+    "inp.bms_lim.batt_v", "inp.bms_lim.batt_i_a", "inp.bms_temp.batt_temp_max_c", "out.p_cmd_w", "out.q_cmd_var", "out.load_w",
+    "out.mean_w", "out.target_w", "out.ref_w", "out.grid_p_w", "out.batt_p_w", "out.droop_w", "out.p_min_w", "out.p_max_w",
+    "lim.import_limit_w", "lim.export_limit_w", "limit_*", "alarm_*", "mode_*",
 )  # fmt: skip
 
 
@@ -87,7 +87,8 @@ def select(wanted: Sequence[str] = ()) -> list[Signal]:
         hits = [s for s in every if s.name == word] or [s for s in every if fnmatchcase(s.name, word) or s.name.rpartition(".")[2] == word]
         if not hits:
             near = [s.name for s in every if word.lower().strip("*") in s.name.lower()][:8]
-            raise SignalError(f"no signal is called {word}" + (f"; near: {', '.join(near)}" if near else "; ballast export --list shows them"))
+            more = f"near: {', '.join(near)}" if near else "ballast export RECORD --list shows them"
+            raise SignalError(f"no signal is called {word}; {more}")
         found |= {s.name: s for s in hits}
     return list(found.values())
 
