@@ -172,7 +172,7 @@ def spectrum(data: RunData) -> tuple[Figure, float] | None:
     keep = data.t_s >= (data.judged_s or 0)
     load, grid = data.load_w[keep], data.grid_w[keep]
     n = min(8192, 1 << max(0, (len(load) // 3).bit_length() - 1))  # at least five overlapping windows, or it is noise
-    if n < 1024:
+    if n < 512:
         return None
     fig, (ax,) = figure(3.6)
     for x, color, label, width in ((load, LOAD, "load: what the grid would see", 1.2), (grid, GRID, "grid import: what it sees", 1.6)):

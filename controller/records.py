@@ -107,20 +107,19 @@ class RecordWriter:
         Walks from length to length, so that a supervisor restarted late in a long run is back at once.
         """
         file = self._files.open(path)
-        size, at, last = file.seek(0, os.SEEK_END), 0, -1
-        while at < size:
-            length = _length_at(file, at, size)
-            if length is None:
-                break
-            last, at = at, at + length
-            self.segments += 1
-        if last >= 0:
-            file.seek(last)
-            segment, _, _ = _segment(file.read(at - last), 0)
-            if segment is None:
-                at, self.segments = last, self.segments - 1
-            else:
+        size, at = file.seek(0, os.SEEK_END), 0
+        starts = []
+        while at < size and (length := _length_at(file, at, size)) is not None:
+            starts.append(at)
+            at += length
+        while starts:  # a cut may leave a tail of the right length with the wrong bytes
+            file.seek(starts[-1])
+            segment, _, _ = _segment(file.read(at - starts[-1]), 0)
+            if segment is not None:
                 self.next = segment.next
+                break
+            at = starts.pop()
+        self.segments = len(starts)
         if at < size:
             file.truncate(at)
         file.seek(at)

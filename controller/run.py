@@ -384,7 +384,8 @@ def run(site: Site, options: Options) -> int:
             (options.out / ".writable").touch()
             (options.out / ".writable").unlink()
         except OSError as e:
-            raise SiteError([Problem("", "--out", str(options.out), f"cannot be written: {e.strerror}", "give another directory")]) from None
+            why = f"cannot be written: {e.strerror}"
+            raise SiteError([Problem("", "--out", str(options.out), why, "give another directory")]) from None
         if (options.out / RECORD_NAME).exists():
             why = "holds the record of an earlier run"
             raise SiteError([Problem("", "--out", str(options.out), why, "give another directory")])
