@@ -143,7 +143,11 @@ class Store:
 
     def prune(self, wall_s: float) -> None:
         """Forgets history older than 30 days (250 MB); the audit trail stays."""
-        self.db.execute("DELETE FROM history WHERE wall_s < ?", (wall_s - KEEP_HISTORY_S,))
+        try:
+            if self._prepared:
+                self.db.execute("DELETE FROM history WHERE wall_s < ?", (wall_s - KEEP_HISTORY_S,))
+        except sqlite3.Error as e:
+            self.error = str(e)
 
     def history(self, since_wall_s: float, limit: int = 3600) -> list[tuple[Any, ...]]:
         """The newest rows since, oldest first, as (wall_s, load_w, grid_w, grid_min_w, grid_max_w, batt_w, soc)."""

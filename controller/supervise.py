@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--burn", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     die_with_parent(args.parent)
+    signal.signal(FREEZE_SIGNAL, signal.SIG_IGN)  # until the loop listens: `ballast freeze` must not kill a supervisor that starts
     instance = instances.read(args.directory)
     if instance is None:
         say("supervisor", f"{args.directory}/instance.json cannot be read")

@@ -35,6 +35,7 @@ SP_NONE, SP_BASE = 0, 2
 MAX_EVENTS = 5000
 MAX_EVENTS_PER_STEP = 20  # a chattering limit must not fill the disk
 LOOK_TICKS = 120  # a late step of 1.19 s is still one row
+PRUNE_S = 3600.0
 FREEZE_MODES = (core.MODE_FAULT, core.MODE_TRIP)
 QUIET_S = 10  # a limit is "over" after so long without it: it may act every other tick for minutes
 CLOCK_SLEW_S = 0.005  # per step; less than a tick, so that the billing phase never runs backwards
@@ -92,6 +93,7 @@ class Supervisor:
         self._budget = MAX_EVENTS_PER_STEP
         self._resumed = self._position > 0
         self._frozen = 0
+        self._next_prune_s = 0.0
         self._trouble: dict[str, str] = {}  # what the disk refuses now
         self._history_from = (store.last_position() or 0) if store is not None else 0
 
@@ -235,6 +237,8 @@ class Supervisor:
             if begin in cuts:
                 for sink in sinks:
                     sink.flush(None, wall_s, fresh=True)
+                if self.freezer is not None:
+                    self.freezer.ask("restart")  # control died or slept: what led to it is worth keeping
                 self._name_site(sinks)
             part = raw[begin * core.RECORD_SIZE : end * core.RECORD_SIZE]
             for sink in sinks:
@@ -337,10 +341,10 @@ class Supervisor:
         last_ns = int(t_ns[-1])
         for bit, (name, words) in core.LIMIT_TEXT.items():
             if seen & bit:
+                hits = np.flatnonzero(limits & np.uint64(bit))
                 if bit not in self._limit_last_ns:
-                    first = int(np.argmax((limits & np.uint64(bit)) != 0))
-                    self.event("limit", f"{name} on: {words}", int(t_ns[first]), wall_s)
-                self._limit_last_ns[bit] = last_ns
+                    self.event("limit", f"{name} on: {words}", int(t_ns[hits[0]]), wall_s)
+                self._limit_last_ns[bit] = int(t_ns[hits[-1]])
             elif bit in self._limit_last_ns and last_ns - self._limit_last_ns[bit] > QUIET_S * 1e9:
                 self.event("limit", f"{name} off", self._limit_last_ns.pop(bit), wall_s)
         alarms = out["alarms"]
@@ -380,6 +384,9 @@ class Supervisor:
         if self.store is not None and self._history:
             self.store.add_history(self._history)
             self._history.clear()
+            if wall_s >= self._next_prune_s:
+                self.store.prune(wall_s)
+                self._next_prune_s = wall_s + PRUNE_S
 
     def _disk(self, now_ns: int, wall_s: float) -> None:
         """What the disk refuses, said once, and once when it takes again."""
