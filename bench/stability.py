@@ -30,8 +30,11 @@ WATCH_S = 2.0
 
 @dataclass(frozen=True)
 class Point:
-    """delay_s: the meter's value stands for an instant so long ago; error_s: by how much its stamp is wrong (+: it says
-    too old); lag_s: the PCS's time constant; factor: what the model takes it for; step_w: of the load; at_limit: the battery can carry half of the step only."""
+    """delay_s: the meter's value stands for an instant so long ago; error_s: by how much its stamp is wrong (+: it says too old).
+
+    lag_s: the PCS's time constant; factor: what the model takes it for; step_w: of the load; at_limit: the battery can carry half of the
+    step only.
+    """
 
     delay_s: float
     lag_s: float
