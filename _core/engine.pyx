@@ -405,9 +405,14 @@ cdef class Engine:
 
     def run(self):
         """Run in the calling thread, without the GIL, until stopped. Returns 'stop', or 'slept' after a halt in which the PCS may have reverted."""
-        cdef int why
+        cdef int why, k
         self.prepare()
         self._privileges()
+        # What a control before this one had proven, or held open, is nothing to this one.
+        for k in range(self.core.ndev):
+            self.image.m.device[self.core.device[k]].verified = 0
+        for k in range(self.core.nbus):
+            self.image.m.bus[k].is_open = 0
         self.start((clock_ns() // self.core.period_ns + 2) * self.core.period_ns)
         try:
             with nogil:

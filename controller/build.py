@@ -195,7 +195,7 @@ def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
         return []
     from hal import wire
 
-    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in zip(site.buses, fds, strict=True)]
+    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in zip(site.buses, fds, strict=True) if fd >= 0]
     return [f"bus {name}: {why}" for name, why in granted if why]
 
 

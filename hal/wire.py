@@ -104,9 +104,9 @@ def _holder(port: str) -> str:
         want = os.stat(port).st_rdev
     except OSError:
         return ""
-    if pid := _locker(port):
+    if locker := _locker(port):
         with contextlib.suppress(OSError):
-            return f" by {Path(f'/proc/{pid}/comm').read_text().strip()} (pid {pid})"
+            return f" by {Path(f'/proc/{locker}/comm').read_text().strip()} (pid {locker})"
     for fds in Path("/proc").glob("[0-9]*/fd"):
         pid = fds.parent.name
         if int(pid) == os.getpid():
