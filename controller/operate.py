@@ -9,6 +9,7 @@ import fcntl
 import getpass
 import math
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from controller.clock import Clock
 from controller.instance import Instance, InstanceError, take
 from controller.problems import Problem, SiteError
+from controller.process import say
 from controller.settings import in_unit
 from controller.site import Site
 from controller.store import Store
@@ -91,11 +93,16 @@ def _alone(image: Any) -> Iterator[None]:
 
 
 def _audit(instance: Instance, clock: Clock, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
-    store = Store(Path(instance.store), instance.run)
     try:
-        return store.add_audit(clock.wall_s(), _who(), command, value_w, lease_s, text)
-    finally:
-        store.close()
+        store = Store(Path(instance.store), instance.run)
+        try:
+            return store.add_audit(clock.wall_s(), _who(), command, value_w, lease_s, text)
+        finally:
+            store.close()
+    except (OSError, sqlite3.Error) as e:
+        # Whoever wants 0 W now does not want to hear of a full disk first. The full-rate record still shows the slot.
+        say("ballast", f"{instance.store}: {e}: `{command}` acts without an entry in the audit trail")
+        return 0
 
 
 def _who() -> str:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
+import tty
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -177,3 +180,63 @@ def links(tmp: Path, ports: Mapping[str, str]) -> dict[str, str]:
         link.symlink_to(path)
         made[bus] = str(link)
     return made
+
+
+class Relay:
+    """A cable between the cabinet's port and a PTY of its own that `link` points to; it can be pulled, and plugged in
+    again under another name.
+    """
+
+    def __init__(self, path: str, link: Path) -> None:
+        self.path, self.link = path, link
+        self.names: list[str] = []
+        self.cut_after = -1  # bytes of the next answer that still pass
+        self.stop = threading.Event()
+        self.thread: threading.Thread | None = None
+        self.plug()
+
+    def plug(self) -> None:
+        self.stop.clear()
+        self.far = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        self.near, slave = os.openpty()
+        tty.setraw(slave)
+        os.set_blocking(self.near, False)
+        self.names.append(os.ttyname(slave))
+        new = self.link.with_suffix(".new")
+        new.symlink_to(self.names[-1])
+        new.replace(self.link)
+        self.thread = threading.Thread(target=self._carry, args=(slave,), daemon=True)
+        self.thread.start()
+
+    def _carry(self, slave: int) -> None:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(85))
+        opened = False
+        while not self.stop.is_set():
+            ready = select.select([self.far, self.near], [], [], 0.05)[0]
+            for fd in ready:
+                with contextlib.suppress(BlockingIOError):
+                    data = os.read(fd, 4096)
+                    if fd == self.near and not opened:
+                        opened = True
+                        os.close(slave)  # from now on control alone holds it
+                    if fd == self.far and self.cut_after >= 0 and len(data) > self.cut_after:
+                        os.write(self.near, data[: self.cut_after])
+                        self.stop.set()
+                        break
+                    os.write(self.near if fd == self.far else self.far, data)
+        self.link.unlink(missing_ok=True)
+        if not opened:
+            os.close(slave)
+        os.close(self.near)
+        os.close(self.far)
+
+    def pull(self, cut_after: int = -1) -> None:
+        """Out with it; cut_after: in the middle of the next answer, after so many bytes."""
+        assert self.thread is not None
+        if cut_after >= 0:
+            self.cut_after = cut_after
+            self.thread.join(10)
+        self.stop.set()
+        self.thread.join(5)
+        self.cut_after = -1
