@@ -188,6 +188,7 @@ class Helper:
             return
         try:
             self.engine.set_fd(i, build.open_port(bus, path))
+            away.back_ns = now_ns
         except OSError as e:
             if e.errno not in (away.why, errno.ENOENT):
                 say("control", f"bus {bus.name}: {e}")

@@ -247,7 +247,7 @@ def test_a_disk_that_takes_nothing_stops_nobody(hall: Hall, fault: str) -> None:
     held = live.ballast("hold", "0", "--for", "5")
     assert held.returncode == 0, "whoever wants 0 W is heard first: " + held.stderr
     until(lambda: live.limit("hold"), 2)
-    assert modes(live, head) == {core.MODE_GRID} and live.here.control_pid == control and not live.limit("lease")
+    assert modes(live, head) == {core.MODE_GRID} and live.here.control_pid == control
     if fault == "full":
         junk.unlink()
     else:
@@ -318,7 +318,7 @@ def test_ports_that_cannot_be_used_are_told_all_at_once_before_anything_starts(h
     assert done.returncode == 2 and len(lines) == 2, done.stderr
     assert f'bus.a.port = "{hall.ports["a"]}"' in lines[0] and f"(pid {hall.live.here.control_pid})" in lines[0]
     assert 'bus.b.port = "/dev/null"' in lines[1] and "is not a serial port" in lines[1]
-    assert all(line.startswith("builtin") or ".toml" in line.split(":")[0] for line in lines), "the file comes first"
+    assert all(line.startswith("built-in site: ") for line in lines), "the file comes first"
     assert not (hall.tmp / "ballast-other" / "instance.json").exists()
 
 
@@ -369,7 +369,8 @@ def test_after_a_kill_of_everything_a_new_run_starts_and_a_full_disk_for_its_wor
     hall.hold(HOLD_W / 2)
     pids, t_ns = hall.live.pids(), core.monotonic_ns()
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the others leave with their parent
+            os.kill(pid, signal.SIGKILL)
     hall.live.process.wait()
     gone(pids, 5)
     assert hall.live.ballast("status", site=False).returncode == 3
@@ -392,6 +393,7 @@ def test_sigterm_ramps_down_and_a_second_one_is_zero_now(hall: Hall) -> None:
     twice_ns = core.monotonic_ns()
     live.process.send_signal(signal.SIGTERM)
     assert live.process.wait(20) == 0
+    time.sleep(1.2)
     t, batt = hall.cabinet.power(t_ns)
     assert np.abs(batt[t > (twice_ns - t_ns) / 1e9 + 1.0]).max() < 100
     assert batt[: int(100 * (twice_ns - t_ns) / 1e9) - 30].min() > 0.2 * HOLD_W, "before it, the ramp"
