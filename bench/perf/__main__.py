@@ -1,4 +1,4 @@
-"""python -m bench.perf [--json FILE] [--only micro|virtual|realtime] [--traces DIR] [--seconds S]: the benchmarks as a table.
+"""python -m bench.perf [--json FILE] [--only micro|virtual|process|realtime] [--traces DIR] [--seconds S]: the benchmarks as a table.
 
 Exit code 0 when every row that could be measured holds, 1 otherwise.
 """
@@ -11,14 +11,14 @@ import platform
 import sys
 from pathlib import Path
 
-from bench.perf import micro, realtime, virtual
+from bench.perf import micro, process, realtime, virtual
 from bench.perf.rows import Row, table
 
 
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m bench.perf", description=__doc__)
     p.add_argument("--json", type=Path)
-    p.add_argument("--only", choices=("micro", "virtual", "realtime"))
+    p.add_argument("--only", choices=("micro", "virtual", "process", "realtime"))
     p.add_argument("--traces", type=Path, default=Path(__file__).parents[3] / "shared" / "traces")
     p.add_argument("--seconds", type=float, default=120.0, help="length of each real-time run")
     a = p.parse_args()
@@ -27,6 +27,8 @@ def main() -> int:
         rows += micro.rows()
     if a.only in (None, "virtual"):
         rows += virtual.rows(a.traces)
+    if a.only in (None, "process"):
+        rows += process.rows()
     if a.only in (None, "realtime"):
         trace = a.traces / virtual.GPT3
         rows += realtime.rows(f"{trace}:{virtual.COLUMN}" if trace.exists() else None, a.seconds)
