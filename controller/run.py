@@ -40,6 +40,7 @@ STATUS_S = 5.0
 POLL_S = 0.2
 TRUTH_NAME = "truth.npz"
 FIRST_TICK_S = 30.0
+CONTROL_YOUNG_S = 2.0  # one that dies younger has not come to GRID: no use in hurrying
 
 
 @dataclass
@@ -109,6 +110,7 @@ class Parent:
         named = [arg for bus, path in ports.items() for arg in ("--port", f"{bus}={path}")]
         fds = (self.image.fd,)
         self.control = Child("control", ["controller.control", *common, *named], self.clock, fds, self.log)
+        self.control.backoff.young_s = CONTROL_YOUNG_S
         burn = ["--burn"] if self.options.burn else []
         self.supervisor = Child("supervisor", ["controller.supervise", *common, *burn], self.clock, fds, self.log)
         self.instance.write()

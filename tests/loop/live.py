@@ -213,9 +213,8 @@ class Relay:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(85))
         opened = False
         while not self.stop.is_set():
-            ready = select.select([self.far, self.near], [], [], 0.05)[0]
-            for fd in ready:
-                with contextlib.suppress(BlockingIOError):
+            for fd in select.select([self.far, self.near], [], [], 0.05)[0]:
+                try:
                     data = os.read(fd, 4096)
                     if fd == self.near and not opened:
                         opened = True
@@ -225,6 +224,10 @@ class Relay:
                         self.stop.set()
                         break
                     os.write(self.near if fd == self.far else self.far, data)
+                except BlockingIOError:
+                    continue
+                except OSError:  # one end has gone: wait to be pulled
+                    time.sleep(0.02)
         self.link.unlink(missing_ok=True)
         if not opened:
             os.close(slave)
