@@ -45,6 +45,8 @@ ctypedef struct Core:           # the engine without a clock or a descriptor: th
     int64_t step_by_ns          # after the tick: the kernel steps even if a fast answer is missing
     int64_t cmd_wire_ns         # from the step to the last bit of the command frame, by the plan
     int64_t stopped_ns
+    int64_t woke_ns             # end of the last halt of the process
+    int64_t ask_until           # first tick that steps whatever has been asked since
     uint32_t seen[SLOTS]        # slot counters already read
     uint32_t seen_limits
     int have_limits
@@ -72,6 +74,7 @@ cdef class Engine:
     cdef int wake_fd
     cdef int latency_fd
     cdef int pending_fd[MAX_BUSES]
+    cdef int dropped_fd[MAX_BUSES]
     cdef int masked[MAX_BUSES]
     cdef int got[MAX_BUSES]
     cdef int64_t slept_ns

@@ -56,6 +56,8 @@ cdef enum:
     READ_MAX = 4096             # bytes a bus may bring in one tick: a babbling device costs itself, not the tick
     EVENTS_MAX = 64
     STEP_NS_A_BIN = 16
+    ASK_TICKS = 50              # after a halt, so long at most without a step
+    STALE_NS = 50000000         # a frame that was composed before a halt is not sent after it
     LEAVE_NS = 2000000000       # after 0 W has been commanded: so long for the PCS to go to standby
 
 
@@ -130,12 +132,28 @@ cdef void take_setpoints(Core* c) noexcept nogil:
             c.m.engine.setpoint_rejects += 1
 
 
+cdef inline bint unasked(const Core* c) noexcept nogil:
+    """After a halt: some group that the kernel judges by its age has not been asked since."""
+    cdef const Site* s = &c.m.site
+    cdef const Inputs* i = &c.live
+    if c.tick >= c.ask_until:
+        return False
+    return (i.meter.g.t_ns < c.woke_ns or i.pcs.g.t_ns < c.woke_ns or (s.has_bms and i.bms.g.t_ns < c.woke_ns)
+            or (s.has_bms_limits and i.bms_lim.g.t_ns < c.woke_ns))
+
+
 cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
     """Freeze, step, send, publish: in this order, because only the command is in a hurry."""
     cdef int k, v = 1
     cdef int64_t a
     cdef double w = c.m.site.billing_window_s, phase
     c.stepped = 1
+    if unasked(c):
+        # Everything is old because we did not ask, not because nobody answered. The PCS still holds the last command; it gets it again.
+        c.m.engine.missed_ticks += 1
+        for k in range(c.nbus):
+            c.bus[k].on_outputs(c.bus[k], c.tick, now_ns)
+        return
     take_limits(c)
     take_setpoints(c)
     for k in range(c.ndev):
@@ -187,6 +205,10 @@ cdef void core_tick(Core* c, int64_t now_ns) noexcept nogil:
     cdef int64_t late = now_ns - c.next_tick_ns
     cdef int64_t skipped = late // c.period_ns
     cdef int k
+    if skipped > 0 and c.rec.tick and <double>late > 0.4e9 * lower(lower(c.m.site.pcs_lost_s, c.m.site.bms_lost_s), c.m.site.meter_lost_s):
+        c.stepped = 1                   # the tick that was halted is lost like those that never began
+        c.woke_ns = now_ns
+        c.ask_until = c.tick + skipped + ASK_TICKS
     if not c.stepped:
         core_step(c, now_ns)            # cannot happen while step_by_ns < period_ns, save after a stop of the whole process
     if skipped > 0:
@@ -243,6 +265,9 @@ cdef int fd_send(Bus* b, const uint8_t* buf, int n, int64_t now_ns) noexcept nog
     cdef ssize_t k
     if b.fd < 0:
         return -1
+    if clock_ns() - now_ns > STALE_NS:
+        b.stats.unsent += 1             # halted between thinking and speaking: the PCS may have reverted meanwhile
+        return -1
     k = write(b.fd, buf, n)
     if k == n:
         return n
@@ -297,7 +322,7 @@ cdef class Engine:
         for k in range(self.core.ndev):
             self.core.device[k] = devices[k]
         for k in range(self.core.nbus):
-            self.pending_fd[k] = -1
+            self.pending_fd[k] = self.dropped_fd[k] = -1
             b = <BusPort?>ports[k]
             b.bus.index = k
             b.bus.inputs = &self.core.live
@@ -332,6 +357,12 @@ cdef class Engine:
         if not 0 <= bus < self.core.nbus:
             raise IndexError(bus)
         return self.core.bus[bus].fd < 0 and self.pending_fd[bus] < 0
+
+    def take_dropped(self, int bus):
+        """The descriptor that the engine let go, for the caller to close (closing a tty may block); -1: none."""
+        if not 0 <= bus < self.core.nbus:
+            raise IndexError(bus)
+        return ballast_swap_int(&self.dropped_fd[bus], -1)
 
     def _privileges(self):
         """Ask for what a control thread wants; note honestly what the system did not give."""
@@ -373,10 +404,15 @@ cdef class Engine:
             epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, fd, &ev)
 
     def run(self):
-        """Run in the calling thread, without the GIL, until stopped. Returns 'stop', or 'slept' after a halt longer than the reversion time."""
-        cdef int why
+        """Run in the calling thread, without the GIL, until stopped. Returns 'stop', or 'slept' after a halt in which the PCS may have reverted."""
+        cdef int why, k
         self.prepare()
         self._privileges()
+        # What a control before this one had proven, or held open, is nothing to this one.
+        for k in range(self.core.ndev):
+            self.image.m.device[self.core.device[k]].verified = 0
+        for k in range(self.core.nbus):
+            self.image.m.bus[k].is_open = 0
         self.start((clock_ns() // self.core.period_ns + 2) * self.core.period_ns)
         try:
             with nogil:
@@ -409,10 +445,13 @@ cdef class Engine:
             self.core.bus[k].on_open(self.core.bus[k], now)
 
     cdef void _drop(self, int b) noexcept nogil:
-        """A hung-up descriptor that stays in epoll spins: out with it. The helper thread sees lost() and opens anew."""
+        """A hung-up descriptor that stays in epoll spins: out with it. The helper thread sees lost(), closes it and opens anew."""
+        cdef int old
         if self.core.bus[b].fd >= 0:
             epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, self.core.bus[b].fd, NULL)
-            close(self.core.bus[b].fd)
+            old = ballast_swap_int(&self.dropped_fd[b], self.core.bus[b].fd)
+            if old >= 0:
+                close(old)              # nobody came for the one before
             self.core.bus[b].fd = -1
             self.core.bus[b].stats.is_open = 0
 
@@ -442,7 +481,8 @@ cdef class Engine:
         cdef epoll_event one
         cdef itimerspec spec
         cdef int64_t armed = 0, nxt, now, before = clock_ns()
-        cdef int64_t halt_ns = <int64_t>(c.m.site.pcs_rvrt_s * 1e9)
+        # The timer is renewed every third of it at the latest: after a longer halt than this the PCS may have reverted.
+        cdef int64_t halt_ns = <int64_t>(0.6 * c.m.site.pcs_rvrt_s * 1e9)
         cdef uint64_t junk
         cdef int n, k, tag
         memset(&spec, 0, sizeof(spec))
@@ -456,7 +496,7 @@ cdef class Engine:
             n = epoll_wait(self.epoll_fd, ev, EVENTS_MAX, -1)
             now = clock_ns()
             if halt_ns > 0 and now - before > halt_ns:
-                return 1                    # stopped for longer than the PCS waits: everything known is old, begin again
+                return 1                    # everything known is old: begin again
             before = now
             for k in range(n):
                 tag = <int>ev[k].data.u64

@@ -205,7 +205,7 @@ cdef void publish(Image* m, const Record* rec, const State* st) noexcept nogil:
     ballast_fence_release()
     memcpy(&e.rec, rec, sizeof(Record))
     ballast_store64(&e.seq, 2 * (head + 1))
-    ballast_store64(&m.state_seq, m.state_seq + 1)
+    ballast_store64(&m.state_seq, (m.state_seq + 1) | 1)    # odd, also after a control that was killed in mid-write
     ballast_fence_release()
     memcpy(&m.state, st, sizeof(State))
     ballast_store64(&m.state_seq, m.state_seq + 1)

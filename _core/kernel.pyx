@@ -786,7 +786,8 @@ cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* 
     elif st.mode != MODE_GRID and st.mode != MODE_STOP:
         p = 0.0
         w.flags |= LIM_MODE
-    o.gate = i.verified == 1 and (st.mode != MODE_STANDBY or st.start_step >= START_BMS)
+    # a live converter keeps its setpoint until the battery's limits are known: before, they count as 0
+    o.gate = i.verified == 1 and (st.mode != MODE_STANDBY or st.start_step >= (START_HEARTBEAT if st.adopt else START_BMS))
     if st.mode == MODE_STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE              # the engine may leave once the command has gone out
         o.op_request = OP_STOP

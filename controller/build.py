@@ -157,9 +157,29 @@ def open_port(bus: Bus, path: str) -> int:
     """A ready descriptor: raw, non-blocking, exclusive, locked. Raises hal.wire.PortError."""
     from hal import wire  # only where there are ports: a simulation has none
 
-    # A PTY keeps no parity bit, and glibc's tcsetattr answers EINVAL when asked for one a second time. Wire time is the plan's business.
-    parity = "N" if bus.port == sites.VIRTUAL else bus.parity
-    return int(wire.open_port(path, bus.baud, parity, bus.stop_bits))
+    return int(wire.open_port(path, bus.baud, bus.parity, bus.stop_bits))
+
+
+def close_port(fd: int) -> None:
+    """Gives a port back; may block."""
+    from hal import wire
+
+    wire.close_port(fd)
+
+
+def port_problems(site: Site) -> list[Problem]:
+    """Every port that cannot be used now: missing, no tty, in use, forbidden. Each is opened and given back."""
+    from hal.wire import PortError
+
+    problems: list[Problem] = []
+    if site.virtual:
+        return problems
+    for bus in site.buses:
+        try:
+            close_port(open_port(bus, bus.port))
+        except PortError as e:
+            problems.append(Problem(site.file, f"bus.{bus.name}.port", bus.port, e.why, e.remedy))
+    return problems
 
 
 def blocking_line(bus: Bus, fd: int) -> Transact:
@@ -175,7 +195,7 @@ def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
         return []
     from hal import wire
 
-    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in zip(site.buses, fds, strict=True)]
+    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in zip(site.buses, fds, strict=True) if fd >= 0]
     return [f"bus {name}: {why}" for name, why in granted if why]
 
 

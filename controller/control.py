@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -24,25 +26,58 @@ from _core.engine import Engine
 from _core import image as core
 from controller import build
 from controller.clock import Clock, RealClock
-from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, die_with_parent, say
+from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, die_with_parent, say
 from controller.site import Site
 
 STACK_BYTES = 256 * 1024  # locked into memory, for each thread
 SCAN_WAIT_S = (0.5, 1, 2, 4, 8)  # the last one again and again
-REOPEN_FIRST_S, REOPEN_MOST_S = 0.1, 5.0
+REOPEN_FIRST_S, REOPEN_MOST_S = 0.1, 2.0
 HELPER_PERIOD_S = 0.05
+WATCH_S = 0.2
+LISTEN_S = 0.05
+SETTLED_S = 1.0
+OPEN_TRIES = 10
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def open_ports(site: Site, ports: dict[str, str]) -> tuple[list[int], list[str]]:
-    """Descriptors of all buses in order, and every problem: missing, no tty, in use, forbidden."""
+    """Descriptors of all buses in order (-1: none), and every problem: missing, no tty, in use, forbidden."""
     fds, problems = [], []
     for bus in site.buses:
-        try:
-            fds.append(build.open_port(bus, ports.get(bus.name, bus.port)))
-        except OSError as e:
-            problems.append(f"{site.file}: bus.{bus.name}.port: {e}")
+        path = ports.get(bus.name, bus.port)
+        for attempt in range(OPEN_TRIES):
+            try:
+                fds.append(build.open_port(bus, path))
+                break
+            except OSError as e:
+                # A control that was killed, and its scan, may take a moment to let go.
+                if e.errno in (errno.EBUSY, errno.EAGAIN) and attempt < OPEN_TRIES - 1:
+                    select.select([], [], [], 0.1)
+                    continue
+                fds.append(-1)
+                problems.append(f"{site.file}: bus.{bus.name}.port = {path}: {getattr(e, 'why', e)}; {getattr(e, 'remedy', '')}")
+                break
     return fds, problems
+
+
+def remembered(directory: Path, site: Site) -> list[Any] | None:
+    """What an earlier control of this run found the devices to be. They prove to be the same before anything is
+    commanded, so that a restart need not ask them for everything again.
+    """
+    try:
+        # pickle: written by `remember` into a directory that is ours alone.
+        settings, maps = pickle.loads((directory / MAPS_NAME).read_bytes())
+    except Exception:  # whatever a torn or foreign file does to pickle: ask the devices
+        return None
+    return list(maps) if settings == site.settings_hash() else None
+
+
+def remember(directory: Path, site: Site, maps: list[Any]) -> None:
+    """Keeps the maps for the next control; without them it only takes longer."""
+    path = directory / MAPS_NAME
+    with contextlib.suppress(OSError):
+        path.with_suffix(".new").write_bytes(pickle.dumps((site.settings_hash(), maps)))
+        path.with_suffix(".new").replace(path)
 
 
 def scan_devices(directory: Path, fds: list[int], stop: StopRequest) -> list[Any] | None:
@@ -61,6 +96,8 @@ def scan_devices(directory: Path, fds: list[int], stop: StopRequest) -> list[Any
             str(directory),
             "--fds",
             ",".join(map(str, fds)),
+            "--parent",
+            str(os.getpid()),
         ]
         done = subprocess.run(argv, pass_fds=fds, stdin=subprocess.DEVNULL, capture_output=True)
         if done.returncode == EXIT_OK:
@@ -89,46 +126,82 @@ class StopRequest:
 
     def wait(self, seconds: float) -> bool:
         """True when a signal came within that time; `level` counts them."""
-        if signal.sigtimedwait(SIGNALS, seconds) is not None:
-            self.level += 1
-            return True
+        # Not sigtimedwait: after a SIGSTOP and SIGCONT it answers with a signal that nobody sent, and power went to 0.
+        for _ in range(max(1, round(seconds / LISTEN_S))):
+            if signal.sigpending() & set(SIGNALS):
+                signal.sigwait(SIGNALS)
+                self.level += 1
+                return True
+            select.select([], [], [], LISTEN_S)
         return False
 
 
 @dataclass
+class Away:
+    """A port that went away."""
+
+    since_ns: int
+    next_ns: int  # when to try again
+    wait_s: float = REOPEN_FIRST_S
+    back_ns: int = 0  # since when it has been here again; 0: it is not
+    why: int = 0  # errno of the last attempt
+
+
+@dataclass
 class Helper:
-    """Brings lost ports back: growing waits, one line on loss and one on return."""
+    """Brings lost ports back by their name: growing waits, one line on loss and one once it has stayed."""
 
     site: Site
     engine: Any
     ports: dict[str, str]
     clock: Clock
     stop: threading.Event = field(default_factory=threading.Event)
+    away: dict[int, Away] = field(default_factory=dict)
 
     def run(self) -> None:
         """The thread's work, until `stop`."""
-        lost_ns: dict[int, int] = {}
-        wait_s: dict[int, float] = {}
-        next_ns: dict[int, int] = {}
         while not self.stop.wait(HELPER_PERIOD_S):
-            now_ns = self.clock.monotonic_ns()
-            for i, bus in enumerate(self.site.buses):
-                if not self.engine.lost(i):
-                    if i in lost_ns:
-                        say("control", f"bus {bus.name}: port is back after {(now_ns - lost_ns.pop(i)) / 1e9:.1f} s")
-                        wait_s.pop(i, None)
-                    continue
-                if i not in lost_ns:
-                    lost_ns[i], next_ns[i], wait_s[i] = now_ns, now_ns, REOPEN_FIRST_S
-                    path = self.ports.get(bus.name, bus.port)
-                    say("control", f"bus {bus.name}: port {path} is gone; it is opened again when it returns")
-                if now_ns < next_ns[i]:
-                    continue
-                try:
-                    self.engine.set_fd(i, build.open_port(bus, self.ports.get(bus.name, bus.port)))
-                except OSError:
-                    wait_s[i] = min(REOPEN_MOST_S, 2 * wait_s[i])
-                    next_ns[i] = now_ns + int(wait_s[i] * 1e9)
+            for i in range(len(self.site.buses)):
+                self.look(i)
+
+    def look(self, i: int) -> None:
+        """One bus, once."""
+        now_ns = self.clock.monotonic_ns()
+        bus, away = self.site.buses[i], self.away.get(i)
+        fd = self.engine.take_dropped(i)
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                build.close_port(fd)  # before it is opened again: its lock goes with it
+        if not self.engine.lost(i):
+            if away is not None:
+                self._stayed(i, away, now_ns)
+            return
+        path = self.ports.get(bus.name, bus.port)
+        if away is None:
+            away = self.away[i] = Away(now_ns, now_ns)
+            say("control", f"bus {bus.name}: port {path} is gone; it is opened again when it returns")
+        elif away.back_ns:  # it came and went: a loose plug must not fill the log
+            away.back_ns = 0
+            away.wait_s = min(REOPEN_MOST_S, 2 * away.wait_s)
+            away.next_ns = now_ns + int(away.wait_s * 1e9)
+        if now_ns < away.next_ns:
+            return
+        try:
+            self.engine.set_fd(i, build.open_port(bus, path))
+            away.back_ns = now_ns
+        except OSError as e:
+            if e.errno not in (away.why, errno.ENOENT):
+                say("control", f"bus {bus.name}: {e}")
+            away.why = e.errno or 0
+            away.wait_s = min(REOPEN_MOST_S, 2 * away.wait_s)
+            away.next_ns = now_ns + int(away.wait_s * 1e9)
+
+    def _stayed(self, i: int, away: Away, now_ns: int) -> None:
+        away.back_ns = away.back_ns or now_ns
+        if now_ns - away.back_ns >= SETTLED_S * 1e9:
+            gone_s = (away.back_ns - away.since_ns) / 1e9
+            say("control", f"bus {self.site.buses[i].name}: port is back after {gone_s:.1f} s")
+            del self.away[i]
 
 
 @dataclass
@@ -147,16 +220,16 @@ class Loop:
             self.error = f"{type(e).__name__}: {e}"
 
 
-def serve(site: Site, image: Any, directory: Path, ports: dict[str, str], clock: Clock) -> int:
-    """Everything from open ports to the engine's end. Returns the exit code."""
-    stop = StopRequest()
+def prepare(site: Site, image: Any, directory: Path, ports: dict[str, str], stop: StopRequest) -> tuple[Any, bool] | int:
+    """From closed ports to an engine that can start, and whether the devices were remembered; or an exit code."""
+    known = remembered(directory, site)
     fds, problems = open_ports(site, ports)
-    if problems:
+    if problems and known is None:
         say("control", "\n".join(problems))
         return EXIT_INPUT
-    for note in build.tune_ports(site, fds):
+    for note in build.tune_ports(site, fds) if known is None else []:
         say("control", note)
-    maps = scan_devices(directory, fds, stop)
+    maps = known if known is not None else scan_devices(directory, fds, stop)
     if maps is None:
         return EXIT_OK
     plan, scans = build.compile_maps(site, maps)
@@ -167,27 +240,60 @@ def serve(site: Site, image: Any, directory: Path, ports: dict[str, str], clock:
     engine = Engine(image, scans, devices=list(range(len(site.devices))), **build.engine_timing(plan), **realtime)
     engine.prepare()
     for i, fd in enumerate(fds):
-        engine.set_fd(i, fd)
+        if fd >= 0:  # a restarted control begins with the ports that are there; the helper brings the others
+            engine.set_fd(i, fd)
     image.set_control_pid(os.getpid())
-    threading.stack_size(STACK_BYTES)
-    loop, helper = Loop(engine), Helper(site, engine, ports, clock)
-    thread = threading.Thread(target=loop.run, name="control")
-    thread.start()
-    aid = threading.Thread(target=helper.run, name="ports", daemon=True)
-    aid.start()
-    noted = 0
+    if known is None:
+        remember(directory, site, maps)
+    return engine, known is not None
+
+
+def watch(site: Site, image: Any, directory: Path, engine: Any, thread: threading.Thread, stop: StopRequest, known: bool) -> int | None:
+    """The main thread while the engine runs: signals, notes, and what the engine cannot decide. An exit code, or None
+    once the engine has ended.
+    """
+    noted = alone = 0
     while thread.is_alive():
-        if stop.wait(0.2):
+        if stop.wait(WATCH_S):
             image.request_stop(min(stop.level, 3))
         for note in engine.notes[noted:]:
             say("control", note)
         noted = len(engine.notes)
+        if known and any(image.device_stats(i)["verified"] < 0 for i in range(len(site.devices))):
+            # Nothing is commanded while a device is another one; a fresh look decides whether it can be used.
+            say("control", "a device is not the one that was here before: starting again")
+            (directory / MAPS_NAME).unlink(missing_ok=True)
+            return EXIT_AGAIN
+        # No port is left to ramp anything down over: the converter reverts by itself.
+        alone = alone + 1 if image.stop and all(engine.lost(i) for i in range(len(site.buses))) else 0
+        if alone * WATCH_S >= SETTLED_S:
+            say("control", "every port is gone: leaving; the PCS goes to its reversion power by itself")
+            image.request_stop(3)
+    return None
+
+
+def serve(site: Site, image: Any, directory: Path, ports: dict[str, str], clock: Clock) -> int:
+    """Everything from open ports to the engine's end. Returns the exit code."""
+    stop = StopRequest()
+    got = prepare(site, image, directory, ports, stop)
+    if isinstance(got, int):
+        return got
+    engine, known = got
+    threading.stack_size(STACK_BYTES)
+    loop, helper = Loop(engine), Helper(site, engine, ports, clock)
+    thread = threading.Thread(target=loop.run, name="control", daemon=True)
+    thread.start()
+    threading.Thread(target=helper.run, name="ports", daemon=True).start()
+    code = watch(site, image, directory, engine, thread, stop, known)
     helper.stop.set()
+    if code is not None:
+        sys.stderr.flush()
+        os._exit(code)  # the engine's thread ends with the process
     if loop.error:
         say("control", f"the engine failed: {loop.error}")
         return EXIT_FAILED
     if loop.result == "slept":
-        say("control", "was stopped for longer than the PCS waits: starting again")
+        say("control", "was stopped for so long that the PCS may have reverted: starting again")
         return EXIT_AGAIN
     return EXIT_OK
 

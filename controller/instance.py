@@ -9,11 +9,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 PREFIX = "ballast-"
+LOCK_S = 0.3  # `status` looks at the lock for a moment: no reason to refuse a start
 
 
 class InstanceError(Exception):
@@ -79,20 +81,29 @@ def make_directory(site: str) -> Path:
     return path
 
 
+def take(fd: int, seconds: float) -> bool:
+    """An exclusive flock on a descriptor, tried for about so long: others hold it for moments to look or to write."""
+    for _ in range(max(1, round(seconds / 0.02))):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            select.select([], [], [], 0.02)
+    return False
+
+
 def lock(directory: Path, site: str) -> int:
     """Takes the site's lock and writes our pid into it; returns the descriptor to keep. Raises InstanceError with the
     holder's pid.
     """
     fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not take(fd, LOCK_S):
         holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "?"
         os.close(fd)
         raise InstanceError(
             f"site {site} is already run by process {holder}; look with `ballast status`, stop it with "
             f"`kill {holder}`, or give this one a name of its own: --set site.name=NAME"
-        ) from None
+        )
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
@@ -127,8 +138,18 @@ def running() -> list[list[Instance]]:
     places = []
     for base in base_directories():
         found = [read(directory) for directory in sorted(base.glob(f"{PREFIX}*"))]
-        places.append([i for i in found if i is not None and (is_locked(Path(i.directory)) or alive(i.control_pid))])
+        places.append([i for i in found if i is not None and (is_locked(Path(i.directory)) or holds_image(i))])
     return places
+
+
+def holds_image(instance: Instance) -> bool:
+    """True while its control lives: a process of that number that has the image open, not a stranger that got the number."""
+    try:
+        return "ballast-image" in os.readlink(f"/proc/{instance.control_pid}/fd/{instance.image_fd}")
+    except PermissionError:
+        return alive(instance.control_pid)  # another user's: the number is all there is to see
+    except OSError:
+        return False
 
 
 def find(site: str | None) -> Instance:

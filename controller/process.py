@@ -22,6 +22,7 @@ EXIT_NOT_RUNNING = 3
 EXIT_BUSY = 4  # the site is already run by another process
 EXIT_AGAIN = 75  # control slept for longer than the reversion time (EX_TEMPFAIL): start it again, nothing it knew is true
 
+MAPS_NAME = "maps.pickle"  # in the runtime directory: what control found the devices to be, for the control after it
 _PR_SET_PDEATHSIG = 1
 
 
@@ -37,10 +38,11 @@ def die_with_parent(parent_pid: int, signum: int = signal.SIGTERM) -> None:
 
 
 def say(who: str, text: str) -> None:
-    """One log line, whole, on stderr."""
-    for line in text.splitlines() or [""]:
-        sys.stderr.write(f"{who}: {line}\n")
-    sys.stderr.flush()
+    """Log lines, each whole, on stderr; lost where that is a full disk or a closed terminal: no reason to stop."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in text.splitlines() or [""]:
+            sys.stderr.write(f"{who}: {line}\n")
+        sys.stderr.flush()
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Child:
     def start(self) -> None:
         """Starts it; raises OSError where that fails."""
         self.again_ns = None
+        self.process, self.pidfd = None, -1
         self.process = subprocess.Popen(
             [sys.executable, "-m", *self.argv],
             pass_fds=self.pass_fds,
@@ -123,6 +126,16 @@ class Child:
         except subprocess.TimeoutExpired:
             return None
         return self.reap()
+
+    def start_again(self) -> str:
+        """Starts it where its time has come; where the system has no process or memory to give: later. Says why not."""
+        try:
+            self.start()
+        except OSError as e:
+            self.started_ns = self.clock.monotonic_ns()
+            wait_s = self.plan_restart()
+            return f"{self.name} cannot be started: {e.strerror or e}; trying again in {max(wait_s, self.backoff.first_s):.1f} s"
+        return ""
 
     def plan_restart(self) -> float:
         """Sets when to start it again; returns the wait in seconds."""

@@ -27,7 +27,7 @@ from controller import build, instance, status, summary
 from controller.clock import Clock, RealClock
 from controller.instance import Instance
 from controller.problems import Problem, SiteError
-from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, Child, exit_words, say
+from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, Child, exit_words, say
 from controller.records import file_sha256
 from controller.site import Site
 from controller.store import Store
@@ -41,6 +41,7 @@ POLL_S = 0.2
 TRUTH_NAME = "truth.npz"
 ENGINE_NAME = "engine.json"  # histograms of the control thread
 FIRST_TICK_S = 30.0
+CONTROL_YOUNG_S = 2.0  # one that dies younger has not come to GRID: no use in hurrying
 
 
 @dataclass
@@ -63,6 +64,8 @@ class Parent:
         self.plan = build.plan(site)
         self.directory = instance.make_directory(site.name)
         self.lock_fd = instance.lock(self.directory, site.name)
+        self.before = instance.read(self.directory)
+        (self.directory / MAPS_NAME).unlink(missing_ok=True)
         self.image = core.ProcessImage.create()
         self.stopping = 0
         self.stop_ns = 0
@@ -94,7 +97,12 @@ class Parent:
     # ---- children
 
     def start(self) -> None:
-        """Starts everything. Raises SiteError where the virtual cabinet refuses its load or settings."""
+        """Starts everything. Raises SiteError where a port cannot be used, or the virtual cabinet refuses its load or
+        settings.
+        """
+        self._wait_for_the_last_one()
+        if problems := build.port_problems(self.site):
+            raise SiteError(problems)
         if self.site.virtual:
             self.plant = Plant(self.site, plant_config(self.site, self.options.load), self.directory, self.clock, self.log)
             self.plant.start()
@@ -104,6 +112,7 @@ class Parent:
         named = [arg for bus, path in ports.items() for arg in ("--port", f"{bus}={path}")]
         fds = (self.image.fd,)
         self.control = Child("control", ["controller.control", *common, *named], self.clock, fds, self.log)
+        self.control.backoff.young_s = CONTROL_YOUNG_S
         burn = ["--burn"] if self.options.burn else []
         self.supervisor = Child("supervisor", ["controller.supervise", *common, *burn], self.clock, fds, self.log)
         self.instance.write()
@@ -111,6 +120,16 @@ class Parent:
         self._wait_for_lease()
         self.control.start()
         self._tell()
+
+    def _wait_for_the_last_one(self) -> None:
+        """Where an earlier run's parent was killed, its control is still ramping down, and has the ports: at most 60 s."""
+        if self.before is None or not instance.holds_image(self.before):
+            return
+        say("ballast", f"control of an earlier run (process {self.before.control_pid}) ramps down first")
+        until_ns = self.clock.monotonic_ns() + int((RAMP_S + LEAVE_S) * 1e9)
+        while instance.holds_image(self.before) and self.clock.monotonic_ns() < until_ns and not self.stopping:
+            select.select([self.wake_r], [], [], POLL_S)
+            self._signals()
 
     def _wait_for_lease(self) -> None:
         """The first tick shall have the supervisor's limits; without them it has the site's, so this waits no longer than it takes."""
@@ -123,7 +142,10 @@ class Parent:
         """Writes instance.json anew, after anything in it has changed."""
         self.instance.control_pid = self.control.pid
         self.instance.supervisor_pid = self.supervisor.pid
-        self.instance.write()
+        try:
+            self.instance.write()
+        except OSError as e:  # a full disk: others find us by older numbers, the site runs on
+            say("ballast", f"{self.directory}/instance.json: {e.strerror}")
 
     def _look_after(self) -> bool:
         """Reaps, restarts, ends. False when the run is over."""
@@ -141,7 +163,8 @@ class Parent:
             self.stop(2)
         for child in (self.control, self.supervisor):
             if child.again_ns is not None and now_ns >= child.again_ns:
-                child.start()
+                if why := child.start_again():
+                    say("ballast", why)
                 self._tell()
         self._bound_stop(now_ns)
         return True
@@ -169,6 +192,8 @@ class Parent:
             self.stop_ns = self.clock.monotonic_ns()
         self.stopping = level
         self.image.request_stop(min(level, 3))
+        if not hasattr(self, "control"):
+            return
         if self.control.pid == 0 or int(self.image.head) == 0:
             self.control.send(signal.SIGTERM)  # still starting: it waits for a device, not for the image
 
@@ -351,7 +376,8 @@ def _lines(parent: Parent) -> Callable[[], None]:
         if now_ns < due_ns or parent.options.quiet:
             return
         due_ns = now_ns + int(STATUS_S * 1e9)
-        print(status.line(status.collect(parent.instance, parent.site, parent.image, parent.clock)), flush=True)
+        with contextlib.suppress(OSError):  # a full disk or a closed pipe is no reason to stop a site
+            print(status.line(status.collect(parent.instance, parent.site, parent.image, parent.clock)), flush=True)
 
     return show
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from controller import build
 from controller.problems import SiteError
-from controller.process import EXIT_FAILED, EXIT_INPUT, EXIT_OK
+from controller.process import EXIT_FAILED, EXIT_INPUT, EXIT_OK, die_with_parent
 
 TRIES = 3
 
@@ -43,7 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ballast-scan")
     parser.add_argument("--directory", required=True, type=Path)
     parser.add_argument("--fds", required=True)
+    parser.add_argument("--parent", type=int)
     args = parser.parse_args(argv)
+    if args.parent:
+        die_with_parent(args.parent, signal.SIGKILL)  # it holds the locked ports: the next control needs them
     site = build.site_from(args.directory / "site.json")
     asks = {b.name: patient(build.blocking_line(b, int(fd))) for b, fd in zip(site.buses, args.fds.split(","), strict=True)}
     from hal.sunspec import SunSpecError

@@ -13,7 +13,7 @@ from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy
 
 from _core.engine cimport Bus, BusPort
-from _core.image cimport Group, Inputs, OP_NONE, OP_START, OP_STOP, Outputs, Q_BAD, Q_GOOD, DeviceStats
+from _core.image cimport Group, Inputs, MODE_STANDBY, OP_NONE, OP_START, OP_STOP, Outputs, Q_BAD, Q_GOOD, DeviceStats
 from hal.codec cimport D_OK, decode, encode
 from hal.modbus cimport (
     RTU_WAIT, RX_CRC, RX_EXCEPTION, RX_MORE, RX_OK, RX_TIMEOUT, RtuMaster, rtu_abort, rtu_build, rtu_expire, rtu_feed, rtu_init,
@@ -311,6 +311,12 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
     cdef DeviceStats* s
     if t == SLOT_NONE:
         return False
+    if b.outputs.mode == MODE_STANDBY and c.n_hurry > 0 and (t == SLOT_FREE or c.txn[t].kind == K_READ):
+        # The start sequence waits for what is else read once a second; of its slots every other one is enough for the rest.
+        c.hurry_turn ^= 1
+        if c.hurry_turn:
+            t = c.hurry[c.hurry_next]
+            c.hurry_next = (c.hurry_next + 1) % c.n_hurry
     for i in range(c.n_dev):
         dev = (c.round + i) % c.n_dev
         d = &c.dev[dev]

@@ -8,6 +8,7 @@ from hal.modbus cimport RtuMaster
 cdef enum:
     HYPER = 100                 # ticks of the slot table
     MAX_FAST = 16
+    MAX_HURRY = 64
     SLOT_FREE = -2
     SLOT_NONE = -1
     IDLE = -1                   # nothing in flight
@@ -99,6 +100,10 @@ ctypedef struct ScanCtx:
     int32_t fast[MAX_FAST]
     int32_t fast_next           # next of fast[] to be sent in this tick
     int32_t slot[HYPER]
+    int32_t hurry[MAX_HURRY]    # reads that the start sequence waits for
+    int32_t n_hurry
+    int32_t hurry_next
+    int32_t hurry_turn          # every other slot is theirs
     int32_t command
     int32_t early
     int32_t skips

@@ -24,6 +24,8 @@ from typing import Any
 from hal.modbus import EXCEPTIONS, PyRtuMaster
 
 BAUDS = {int(name[1:]): getattr(termios, name) for name in dir(termios) if name[0] == "B" and name[1:].isdigit() and name != "B0"}
+PTY_MAJORS = range(136, 144)  # Documentation/admin-guide/devices.txt: UNIX98 PTY slaves
+TIOCGEXCL = 0x80045440  # asm-generic/ioctls.h; Linux 3.8
 TIOCGSERIAL, TIOCSSERIAL = 0x541E, 0x541F  # asm-generic/ioctls.h
 SERIAL_STRUCT_BYTES = 72
 FLAGS_OFFSET = 16  # int flags in struct serial_struct (linux/serial.h)
@@ -57,7 +59,7 @@ def open_port(port: str, baud: int, parity: str = "E", stop_bits: int = 1) -> in
     """Open a tty raw, 8 data bits, non-blocking, locked against others. Returns its descriptor. Raises PortError.
 
     VMIN=1, VTIME=0 with O_NONBLOCK: a read gives what is there. TIOCEXCL keeps other users out, flock other programs
-    of root.
+    of root. A PTY keeps no parity and no stop bits: there, they are not insisted on.
     """
     if baud not in BAUDS:
         raise PortError(port, f"{baud} baud is not a standard rate", "one of " + ", ".join(map(str, sorted(BAUDS))), errno.EINVAL)
@@ -102,6 +104,9 @@ def _holder(port: str) -> str:
         want = os.stat(port).st_rdev
     except OSError:
         return ""
+    if locker := _locker(port):
+        with contextlib.suppress(OSError):
+            return f" by {Path(f'/proc/{locker}/comm').read_text().strip()} (pid {locker})"
     for fds in Path("/proc").glob("[0-9]*/fd"):
         pid = fds.parent.name
         if int(pid) == os.getpid():
@@ -117,13 +122,40 @@ def _holder(port: str) -> str:
     return ""
 
 
+def _locker(port: str) -> int:
+    """The process that holds a flock on the port, 0 where none is to be seen: several may have it open."""
+    try:
+        found = os.stat(port)
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return 0
+    where = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+    for words in (line.split() for line in lines):
+        if len(words) > 5 and words[1] == "FLOCK" and words[5] == where and words[4] != str(os.getpid()):
+            return int(words[4]) if words[4].isdigit() else 0
+    return 0
+
+
+def is_pty(fd: int) -> bool:
+    """True for the slave of a pseudo terminal."""
+    return os.major(os.fstat(fd).st_rdev) in PTY_MAJORS
+
+
 def _lock(port: str, fd: int) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
         raise PortError(port, f"is locked{_holder(port)}", "stop the program that holds it", e.errno or errno.EBUSY) from None
+    exclusive = bytearray(4)
     with contextlib.suppress(OSError):  # not every driver has it; flock is held already
-        fcntl.ioctl(fd, termios.TIOCEXCL)
+        fcntl.ioctl(fd, TIOCGEXCL, exclusive)
+    if any(exclusive) and (holder := _holder(port)):
+        # Root is let in all the same: it has to look. A mark that nobody stands behind was left by one who was killed.
+        raise PortError(port, f"is in exclusive use{holder}", "stop the program that holds it", errno.EBUSY)
+    # The mark on a PTY stays until its master closes: a killed control could not come back as an ordinary user.
+    if not is_pty(fd):
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fd, termios.TIOCEXCL)
 
 
 def _configure(port: str, fd: int, baud: int, parity: str, stop_bits: int) -> None:
@@ -137,13 +169,22 @@ def _configure(port: str, fd: int, baud: int, parity: str, stop_bits: int) -> No
     attrs[1], attrs[2], attrs[3] = 0, cflag, 0
     attrs[4] = attrs[5] = BAUDS[baud]
     attrs[6][termios.VMIN], attrs[6][termios.VTIME] = 1, 0
+    reason = "the driver keeps other settings"
     try:
+        # EINVAL: nothing changed, and something was not kept. What was kept is looked at below.
         termios.tcsetattr(fd, termios.TCSANOW, attrs)
+    except termios.error as e:
+        reason = str(e.args[-1])
+    try:
         got = termios.tcgetattr(fd)
     except termios.error as e:
-        raise PortError(port, f"refuses {baud} baud 8{parity}{stop_bits}: {e.args[-1]}", "another baud rate or adapter") from None
+        raise PortError(port, f"refuses its settings: {e.args[-1]}", "check the adapter; replug it") from None
     if got[4] != BAUDS[baud]:
-        raise PortError(port, f"did not take {baud} baud", "a rate that the adapter has", errno.EINVAL)
+        raise PortError(port, f"did not take {baud} baud ({reason})", "a rate that the adapter has", errno.EINVAL)
+    frame = termios.CSIZE | (0 if is_pty(fd) else termios.PARENB | termios.PARODD | termios.CSTOPB)
+    raw = got[1] == 0 and got[3] == 0 and not got[0] & (termios.IXON | termios.ICRNL | termios.ISTRIP)
+    if (got[2] ^ cflag) & frame or not raw:
+        raise PortError(port, f"refuses {baud} baud 8{parity}{stop_bits}: {reason}", "another adapter", errno.EINVAL)
     termios.tcflush(fd, termios.TCIOFLUSH)
 
 

@@ -1015,7 +1015,7 @@ static inline void gate(const Inputs *i, const Limits *lim, const Site *s, State
         p = 0.0;
         w->flags |= LIM_MODE;
     }
-    o->gate = i->verified == 1 && (st->mode != STANDBY || st->start_step >= START_BMS);
+    o->gate = i->verified == 1 && (st->mode != STANDBY || st->start_step >= (st->adopt ? START_HEARTBEAT : START_BMS));
     if (st->mode == STOP && p == 0.0 && (i->stop >= 2 || !(since_s(i, st->stop_since_ns) < st->stop_s))) {
         st->start_step = START_DONE;
         o->op_request = OP_STOP;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ class FakeImage:
         self.setpoints: list[tuple[int, int, float, int, int]] = []
         self.billing_offset_s = 0.0
         self.control_pid = 0
+        self.fd = os.memfd_create("image")
         self.started_ns = 0
         self.alive = [True] * 3
         self.open = [True] * 2

@@ -167,3 +167,45 @@ def test_the_control_thread_allocates_nothing_after_start(tmp_path: Path) -> Non
     allocations, ticks = map(int, r.stdout.split())
     assert ticks > 150
     assert allocations == 0
+
+
+def test_after_a_halt_the_devices_are_asked_before_anything_is_judged() -> None:
+    """Without a bus nobody ever answers: the wait is bounded, and what it skipped is counted."""
+    e, image = engine()
+    e.start(TICK_NS)
+    for k in range(1, 6):
+        e.on_tick(k * TICK_NS)
+    head = image.head
+    e.on_tick(205 * TICK_NS)
+    for k in range(206, 254):
+        e.on_tick(k * TICK_NS)
+    assert image.head == head, "no tick is judged on what nobody had asked for"
+    for k in range(254, 260):
+        e.on_tick(k * TICK_NS)
+    assert image.head > head
+    stats = image.engine_stats()
+    assert stats["missed_ticks"] >= 240 and stats["ticks"] + stats["missed_ticks"] >= 259
+
+
+def test_a_short_stall_is_judged_as_it_is() -> None:
+    e, image = engine()
+    e.start(TICK_NS)
+    e.on_tick(TICK_NS)
+    e.on_tick(30 * TICK_NS)
+    assert image.head == 2
+
+
+def test_the_state_can_be_read_again_after_a_control_was_killed_while_it_wrote() -> None:
+    e, image = engine()
+    e.start(TICK_NS)
+    seen = []
+    for k in range(1, 5):
+        e.on_tick(k * TICK_NS)
+        raw = os.pread(image.fd, image.SIZE, 0)
+        seen.append({at for at in range(0, 1 << 16, 8) if raw[at : at + 8] == (2 * k).to_bytes(8, "little")})
+    at = set.intersection(*seen).pop()  # the seqlock of the State: two steps a tick
+    os.pwrite(image.fd, (9).to_bytes(8, "little"), at)
+    assert image.state() is None
+    e.on_tick(5 * TICK_NS)
+    assert image.state()["last_t_ns"] == 5 * TICK_NS
+    assert int.from_bytes(os.pread(image.fd, 8, at), "little") % 2 == 0

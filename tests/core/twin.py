@@ -878,7 +878,7 @@ def gate(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float) -> None:
     elif st.mode != GRID and st.mode != STOP:
         p = 0.0
         w.flags |= LIM_MODE
-    o.gate = int(i.verified == 1 and (st.mode != STANDBY or st.start_step >= START_BMS))
+    o.gate = int(i.verified == 1 and (st.mode != STANDBY or st.start_step >= (START_HEARTBEAT if st.adopt else START_BMS)))
     if st.mode == STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE
         o.op_request = OP_STOP

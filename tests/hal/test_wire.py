@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import pty
 import subprocess
@@ -185,3 +186,28 @@ def test_against_pymodbus(crossed: tuple[str, str]) -> None:
             line(3, 3, 65000, 10)
         assert e.value.exception == 2
         close_port(fd)
+
+
+def test_a_pty_may_be_opened_again_and_again_with_what_it_cannot_keep(pair: tuple[int, str]) -> None:
+    for _ in range(3):
+        close_port(open_port(pair[1], 460800, "E", 2))
+        fd = open_port(pair[1], 460800, "O", 1)  # not closed: as a killed process leaves it
+        exclusive = bytearray(4)
+        fcntl.ioctl(fd, 0x80045440, exclusive)
+        os.close(fd)
+        assert not any(exclusive), "the mark would outlive us and keep an ordinary user out"
+
+
+def test_a_port_in_exclusive_use_is_refused_to_root_too(pair: tuple[int, str]) -> None:
+    code = "import fcntl, os, sys, termios, time; fd = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY)"
+    code += "; fcntl.ioctl(fd, termios.TIOCEXCL); print('ok', flush=True); time.sleep(30)"
+    with subprocess.Popen([sys.executable, "-c", code, pair[1]], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "ok\n"
+        try:
+            with pytest.raises(PortError, match=r"in (exclusive )?use") as e:
+                open_port(pair[1], 9600)
+        finally:
+            holder.kill()
+    assert str(holder.pid) in str(e.value)
+    if os.geteuid() == 0:
+        close_port(open_port(pair[1], 9600))  # nobody stands behind the mark any more
