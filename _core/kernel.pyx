@@ -566,10 +566,10 @@ cdef inline void device_limits(const Inputs* i, const Limits* lim, const Site* s
         if age_s(i, &i.bms_temp.g) > 10.0 * s.bms_lost_s or not finite(i.bms_temp.batt_temp_max_c + i.bms_temp.batt_temp_min_c):
             k = 0.0
         else:
-            t = s.temp_max_c - i.bms_temp.batt_temp_max_c
-            if i.bms_temp.batt_temp_min_c - s.temp_min_c < t:
-                t = i.bms_temp.batt_temp_min_c - s.temp_min_c
-            k = taper(t, s.temp_taper_c)
+            k = taper(s.temp_max_c - i.bms_temp.batt_temp_max_c, s.temp_taper_c)
+            t = taper(i.bms_temp.batt_temp_min_c - s.temp_min_c, s.temp_taper_c)
+            if k == k and not k < t:            # NaN counts as the smaller one, and less() turns it into 0
+                k = t
         less(&w.dis_w, &w.dis_why, s.pcs_p_max_w * k, LIM_TEMP)
         less(&w.cha_w, &w.cha_why, s.pcs_p_max_w * k, LIM_TEMP)
     if s.has_bms_limits:

@@ -17,6 +17,7 @@ import random
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from _core.kernel import Kernel
 
@@ -114,7 +115,7 @@ def residuals(x: Point, steps: int = 1) -> list[tuple[float, float]]:
     return rows
 
 
-def _stamp(inp: dict, name: str, t_ns: int, count: int) -> None:  # type: ignore[type-arg]
+def _stamp(inp: dict[str, Any], name: str, t_ns: int, count: int) -> None:
     g = inp[name]["g"]
     g["t_ns"], g["rx_ns"], g["count"] = t_ns, t_ns, count
 

@@ -808,9 +808,9 @@ static inline void device_limits(const Inputs *i, const Limits *lim, const Site 
         if (age_s(i, &b->g) > 10.0 * s->bms_lost_s || !is_finite(b->batt_temp_max_c + b->batt_temp_min_c)) {
             k = 0.0;
         } else {
-            t = s->temp_max_c - b->batt_temp_max_c;
-            if (b->batt_temp_min_c - s->temp_min_c < t) t = b->batt_temp_min_c - s->temp_min_c;
-            k = taper(t, s->temp_taper_c);
+            k = taper(s->temp_max_c - b->batt_temp_max_c, s->temp_taper_c);
+            t = taper(b->batt_temp_min_c - s->temp_min_c, s->temp_taper_c);
+            if (k == k && !(k < t)) k = t;
         }
         DIS(s->pcs_p_max_w * k, LIM_TEMP);
         CHA(s->pcs_p_max_w * k, LIM_TEMP);

@@ -686,10 +686,10 @@ def device_limits(i: Obj, lim: Obj, s: Obj, w: Obj) -> None:
         if age_s(i, b.g) > 10.0 * s.bms_lost_s or not finite(b.batt_temp_max_c + b.batt_temp_min_c):
             k = 0.0
         else:
-            t = s.temp_max_c - b.batt_temp_max_c
-            if b.batt_temp_min_c - s.temp_min_c < t:
-                t = b.batt_temp_min_c - s.temp_min_c
-            k = taper(t, s.temp_taper_c)
+            k = taper(s.temp_max_c - b.batt_temp_max_c, s.temp_taper_c)
+            t = taper(b.batt_temp_min_c - s.temp_min_c, s.temp_taper_c)
+            if k == k and not k < t:
+                k = t
         less_dis(w, s.pcs_p_max_w * k, LIM_TEMP)
         less_cha(w, s.pcs_p_max_w * k, LIM_TEMP)
     if s.has_bms_limits:
