@@ -57,7 +57,8 @@ ctypedef struct Work:                   # what one step hands from stage to stag
     int32_t meter_ok
     int32_t meter_gone
     int32_t frozen
-    int32_t bms_ok
+    int32_t bms_ok                      # not lost
+    int32_t bms_now                     # and good at this tick
     int32_t pcs_ok
     int32_t grid_ok
     int32_t following                   # the reference was moved by the ramp in this step
@@ -118,10 +119,15 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
             w.frozen = 1
 
     # lost: nothing good for so long. One answer with a sentinel in it is not: what it leaves empty binds as 0, below
+    w.bms_now = 1
     if age_s(i, &i.bms.g) <= s.bms_lost_s and -0.05 <= i.bms.soc <= 1.05:
         st.bms_good_ns = i.bms.g.t_ns
+    elif s.has_bms:
+        w.bms_now = 0
     if age_s(i, &i.bms_lim.g) <= s.bms_lost_s:
         st.bms_lim_good_ns = i.bms_lim.g.t_ns
+    elif s.has_bms_limits:
+        w.bms_now = 0
     if age_s(i, &i.pcs.g) <= s.pcs_lost_s and -8.0 * s.s_rated_va <= i.pcs.batt_p_w <= 8.0 * s.s_rated_va:
         st.pcs_good_ns = i.pcs.g.t_ns
     w.bms_ok = (not s.has_bms or good(i, st.bms_good_ns, s.bms_lost_s)) and (not s.has_bms_limits or good(i, st.bms_lim_good_ns, s.bms_lost_s))
@@ -552,7 +558,7 @@ cdef inline void device_limits(const Inputs* i, const Limits* lim, const Site* s
     less(&w.dis_w, &w.dis_why, lim.p_discharge_max_w, LIM_SITE_P)
     less(&w.cha_w, &w.cha_why, lim.p_charge_max_w, LIM_SITE_P)
     # what is not good now is no permission now, even where it is not lost yet
-    if not w.bms_ok or (s.has_bms and not age_s(i, &i.bms.g) <= s.bms_lost_s) or (s.has_bms_limits and not age_s(i, &i.bms_lim.g) <= s.bms_lost_s):
+    if not w.bms_now:
         less(&w.dis_w, &w.dis_why, 0.0, LIM_BMS_STALE)
         less(&w.cha_w, &w.cha_why, 0.0, LIM_BMS_STALE)
         return

@@ -216,7 +216,7 @@ typedef struct {
     uint64_t dis_why, cha_why;
     double sample_s, share;
     uint64_t flags;
-    int fresh, meter_ok, meter_gone, frozen, bms_ok, pcs_ok, grid_ok, following;
+    int fresh, meter_ok, meter_gone, frozen, bms_ok, pcs_ok, grid_ok, following, bms_now;
     uint32_t causes;
 } Work;
 
@@ -375,8 +375,11 @@ static inline void judge(const Inputs *i, const Site *s, State *st, Work *w)
         }
     }
 
+    w->bms_now = 1;
     if (age_s(i, &i->bms.g) <= s->bms_lost_s && -0.05 <= i->bms.soc && i->bms.soc <= 1.05) st->bms_good_ns = i->bms.g.t_ns;
+    else if (s->has_bms) w->bms_now = 0;
     if (age_s(i, &i->bms_lim.g) <= s->bms_lost_s) st->bms_lim_good_ns = i->bms_lim.g.t_ns;
+    else if (s->has_bms_limits) w->bms_now = 0;
     if (age_s(i, &i->pcs.g) <= s->pcs_lost_s && -8.0 * s->s_rated_va <= i->pcs.batt_p_w && i->pcs.batt_p_w <= 8.0 * s->s_rated_va)
         st->pcs_good_ns = i->pcs.g.t_ns;
     w->bms_ok = (!s->has_bms || good(i, st->bms_good_ns, s->bms_lost_s))
@@ -789,8 +792,7 @@ static inline void device_limits(const Inputs *i, const Limits *lim, const Site 
     CHA(s->s_rated_va, LIM_PCS_S);
     DIS(lim->p_discharge_max_w, LIM_SITE_P);
     CHA(lim->p_charge_max_w, LIM_SITE_P);
-    if (!w->bms_ok || (s->has_bms && !(age_s(i, &i->bms.g) <= s->bms_lost_s))
-        || (s->has_bms_limits && !(age_s(i, &i->bms_lim.g) <= s->bms_lost_s))) {
+    if (!w->bms_now) {
         DIS(0.0, LIM_BMS_STALE);
         CHA(0.0, LIM_BMS_STALE);
         return;

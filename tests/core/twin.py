@@ -190,7 +190,7 @@ def abs_w(x: float) -> float:
 def new_work() -> Obj:
     return SimpleNamespace(
         dt_s=0.0, net_w=0.0, dis_w=0.0, cha_w=0.0, dis_why=0, cha_why=0, sample_s=0.0, share=0.0, flags=0, fresh=False, meter_ok=False,
-        meter_gone=False, frozen=False, bms_ok=False, pcs_ok=False, grid_ok=False, causes=0, ref_before_w=0.0, following=False,
+        meter_gone=False, frozen=False, bms_ok=False, pcs_ok=False, grid_ok=False, causes=0, ref_before_w=0.0, following=False, bms_now=True,
     )  # fmt: skip
 
 
@@ -269,8 +269,12 @@ def judge(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
 
     if age_s(i, i.bms.g) <= s.bms_lost_s and -0.05 <= i.bms.soc <= 1.05:
         st.bms_good_ns = i.bms.g.t_ns
+    elif s.has_bms:
+        w.bms_now = False
     if age_s(i, i.bms_lim.g) <= s.bms_lost_s:
         st.bms_lim_good_ns = i.bms_lim.g.t_ns
+    elif s.has_bms_limits:
+        w.bms_now = False
     if age_s(i, i.pcs.g) <= s.pcs_lost_s and -8.0 * s.s_rated_va <= i.pcs.batt_p_w <= 8.0 * s.s_rated_va:
         st.pcs_good_ns = i.pcs.g.t_ns
     w.bms_ok = (not s.has_bms or good(i, st.bms_good_ns, s.bms_lost_s)) and (
@@ -670,8 +674,7 @@ def device_limits(i: Obj, lim: Obj, s: Obj, w: Obj) -> None:
     less_cha(w, s.s_rated_va, LIM_PCS_S)
     less_dis(w, lim.p_discharge_max_w, LIM_SITE_P)
     less_cha(w, lim.p_charge_max_w, LIM_SITE_P)
-    fresh = (not s.has_bms or age_s(i, i.bms.g) <= s.bms_lost_s) and (not s.has_bms_limits or age_s(i, i.bms_lim.g) <= s.bms_lost_s)
-    if not w.bms_ok or not fresh:
+    if not w.bms_now:
         less_dis(w, 0.0, LIM_BMS_STALE)
         less_cha(w, 0.0, LIM_BMS_STALE)
         return
