@@ -271,6 +271,7 @@ ctypedef struct Site:
 
 cpdef enum:
     MODEL_QUEUE = 64            # commands on their way to the terminals: dead time up to 640 ms
+    RING_LAGS = 6               # ticks after which a battery move that was taken for load comes back
 
 ctypedef struct State:
     int64_t last_t_ns           # the previous tick's instant
@@ -278,7 +279,8 @@ ctypedef struct State:
     int64_t clean_since_ns      # the causes of a fault are gone since
     int64_t stop_since_ns
     int64_t step_since_ns
-    int64_t model_t_ns          # the PCS model stands at this instant
+    int64_t model_t_ns          # the PCS model on the meter's clock stands at this instant
+    int64_t rb_t_ns             # and the same model on the readback's clock at this one
     int64_t good_since_ns       # grid inside its window since
     int64_t bad_since_ns        # grid outside since (0: inside)
     int64_t follow_since_ns
@@ -289,12 +291,19 @@ ctypedef struct State:
     int64_t q_t_ns[MODEL_QUEUE] # when each queued command takes effect
     double q_w[MODEL_QUEUE]
     double model_target_w
-    double model_p_w            # PCS power by the model
+    double model_p_w            # PCS power by the model, at the meter's instant
+    double rb_target_w
+    double rb_p_w               # and at the readback's
     double rb_err_w             # slow mean of readback - model
     double rb_abs_w             # slow mean of |readback - model|
     double align_num            # sums of the on-line alignment estimate
     double align_den
     double align_s              # alignment error of the PCS model against the readback
+    double ring_s               # alignment error that the loop's own ringing shows; 0: it does not ring
+    double ring_e[RING_LAGS]    # latest changes of the reconstructed load, newest first
+    double ring_load_w
+    double ring_var             # their mean square, and what of it comes back with the other sign so many ticks later
+    double ring_cov[RING_LAGS]
     double load_w
     double stop_s               # how long the ramp to 0 takes
     double mean_w
@@ -307,13 +316,31 @@ ctypedef struct State:
     double billing_phase_s
     double last_grid_w
     double last_meter[6]
+    double sign_m_w             # sums of the block in progress: meter and battery, the sign check's
+    double sign_p_w
+    double sign_last_m_w        # means of the block before
+    double sign_last_p_w
+    double sign_num             # d(grid) * d(battery) and d(battery)^2, block by block
+    double sign_den
+    double sign_tick_num        # and sample by sample
+    double sign_tick_den
+    double sign_prev_m_w
+    double sign_prev_p_w
+    int64_t pcs_good_ns         # when the PCS, the BMS and its limits were last good: one bad answer is not a lost device
+    int64_t bms_good_ns
+    int64_t bms_lim_good_ns
     double last_hb
     double not_held_s           # ramp limit not held, seconds so far
     int64_t last_meter_t_ns
     uint32_t last_meter_count
     uint32_t last_pcs_count
-    uint32_t q_head
-    uint32_t q_len
+    uint32_t q_n                # commands pushed so far; the last MODEL_QUEUE of them stand in q_*
+    uint32_t model_at           # how many of them the model has taken
+    uint32_t rb_at
+    uint32_t ring_calm          # ticks without ringing, and with it
+    uint32_t ring_hot
+    uint32_t sign_n             # samples in the block; blocks since GRID
+    uint32_t sign_blocks
     int32_t mode
     int32_t start_step
     int32_t reset_seen

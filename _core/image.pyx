@@ -50,7 +50,7 @@ LIMIT_TEXT = {
     LIM_RAMP: ("ramp", "grid import moves toward its target no faster than the ramp limit"),
     LIM_IMPORT: ("import", "import limit: the battery discharges to keep grid import under it"),
     LIM_EXPORT: ("export", "export limit: the battery may not push more power into the grid"),
-    LIM_BILLING: ("billing", "the billing window has used its energy: import is held lower until the window ends"),
+    LIM_BILLING: ("billing", "more than its share of the billing window is used: import is held lower until that is given back"),
     LIM_FEEDER: ("feeder", "PCC breaker rating"),
     LIM_SOC_MIN: ("soc_min", "state of charge is at its lower end: no discharge"),
     LIM_SOC_MAX: ("soc_max", "state of charge is at its upper end: no charge"),

@@ -31,6 +31,14 @@ cdef int64_t HOUR_NS = 3600 * 1000000000
 cdef double RB_TIME_S = 1.0             # readback corrects the model's slow error with this time constant
 cdef double ALIGN_TIME_S = 10.0         # memory of the on-line alignment estimate
 cdef double AHEAD_S = 0.1               # a value may stand for an instant so far after the step
+cdef double OBSERVE_S = 0.02            # from this lag on the model is corrected by what the readback shows
+cdef double OBSERVE = 0.3
+cdef double RING_MEMORY = 20.0          # memory of the ringing detector
+cdef double RING_LEVEL = 0.002          # ringing below this share of rating (root mean square a tick) is let alone
+cdef double RING_SHARE = 0.35           # so much of it must come back with the other sign
+cdef uint32_t RING_HOT = 8             # ticks of it until the assumed error trebles
+cdef uint32_t RING_CALM = 6000          # ticks of calm until it halves
+cdef uint32_t SIGN_BLOCK = 10           # samples in a block of the sign check
 cdef double SOC_TAPER = 0.01            # the last point of SoC before a limit
 
 
@@ -39,6 +47,7 @@ ctypedef struct Work:                   # what one step hands from stage to stag
     double net_w                        # what grid and battery carry together: load - pv - gen
     double dis_w                        # device limits of this tick, as magnitudes: SoC, temperature, PCS, BMS
     double cha_w
+    double ref_before_w
     uint64_t dis_why                    # which limit set them
     uint64_t cha_why
     double sample_s                     # between the last two meter values
@@ -51,6 +60,7 @@ ctypedef struct Work:                   # what one step hands from stage to stag
     int32_t bms_ok
     int32_t pcs_ok
     int32_t grid_ok
+    int32_t following                   # the reference was moved by the ramp in this step
     uint32_t causes                     # alarms whose cause stands now
 
 
@@ -65,6 +75,11 @@ cdef inline double age_s(const Inputs* i, const Group* g) noexcept nogil:
 
 cdef inline double since_s(const Inputs* i, int64_t t_ns) noexcept nogil:
     return <double>minus(i.t_ns, t_ns) * 1e-9
+
+
+cdef inline bint good(const Inputs* i, int64_t t_ns, double within_s) noexcept nogil:
+    """Was it good within that time? Never is not."""
+    return t_ns != 0 and <double>minus(i.step_t_ns, t_ns) * 1e-9 <= within_s
 
 
 # ---------------------------------------------------------------- 1. judge
@@ -93,7 +108,8 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
     # gone: nothing believable for too long, be it silence or nonsense; one bad answer is only not ok
     w.meter_gone = st.last_meter_t_ns == 0 or <double>minus(i.step_t_ns, st.last_meter_t_ns) * 1e-9 > s.meter_lost_s
     if not w.meter_ok:
-        st.frozen_since_ns = i.t_ns             # silence and nonsense are not frozen: another alarm's business
+        # silence and nonsense are another alarm's business: their time does not count
+        st.frozen_since_ns = minus(st.frozen_since_ns, -to_ns(w.dt_s))
     elif s.frozen_s > 0.0 and since_s(i, st.frozen_since_ns) > s.frozen_s:
         w.meter_ok = 0
         w.fresh = 0
@@ -101,9 +117,15 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
             w.meter_gone = 1
             w.frozen = 1
 
-    w.bms_ok = ((not s.has_bms or (age_s(i, &i.bms.g) <= s.bms_lost_s and -0.05 <= i.bms.soc <= 1.05))
-                and (not s.has_bms_limits or age_s(i, &i.bms_lim.g) <= s.bms_lost_s))
-    w.pcs_ok = age_s(i, &i.pcs.g) <= s.pcs_lost_s and -8.0 * s.s_rated_va <= i.pcs.batt_p_w <= 8.0 * s.s_rated_va
+    # lost: nothing good for so long. One answer with a sentinel in it is not: what it leaves empty binds as 0, below
+    if age_s(i, &i.bms.g) <= s.bms_lost_s and -0.05 <= i.bms.soc <= 1.05:
+        st.bms_good_ns = i.bms.g.t_ns
+    if age_s(i, &i.bms_lim.g) <= s.bms_lost_s:
+        st.bms_lim_good_ns = i.bms_lim.g.t_ns
+    if age_s(i, &i.pcs.g) <= s.pcs_lost_s and -8.0 * s.s_rated_va <= i.pcs.batt_p_w <= 8.0 * s.s_rated_va:
+        st.pcs_good_ns = i.pcs.g.t_ns
+    w.bms_ok = (not s.has_bms or good(i, st.bms_good_ns, s.bms_lost_s)) and (not s.has_bms_limits or good(i, st.bms_lim_good_ns, s.bms_lost_s))
+    w.pcs_ok = good(i, st.pcs_good_ns, s.pcs_lost_s)
 
     # The grid's window. No opinion without a fresh meter.
     if w.fresh:
@@ -142,7 +164,11 @@ cdef inline void enter(State* st, const Inputs* i, int mode) noexcept nogil:
 cdef inline void fault(State* st, const Inputs* i, uint32_t alarm) noexcept nogil:
     st.alarms |= alarm
     if st.mode != MODE_FAULT:
-        st.was_clean = st.mode == MODE_GRID and since_s(i, st.mode_since_ns) >= PROVED_S
+        # a wrong sign runs away again at once: a person looks first. In TRIP what GRID proved before it still counts
+        if alarm & ALM_METER_SIGN:
+            st.was_clean = 0
+        elif st.mode != MODE_TRIP:
+            st.was_clean = st.mode == MODE_GRID and since_s(i, st.mode_since_ns) >= PROVED_S
         enter(st, i, MODE_FAULT)
 
 
@@ -157,8 +183,9 @@ cdef inline uint32_t causes(const Inputs* i, const Site* s, State* st, const Wor
         a |= ALM_PCS_FAULT
     if not w.bms_ok:
         a |= ALM_BMS_LOST
-    elif s.has_bms and i.bms.bms_state == BMS_FAULTED:
-        a |= ALM_BMS_FAULT
+    elif s.has_bms and (i.bms.bms_state == BMS_FAULTED or (st.mode == MODE_GRID and i.bms.g.quality == Q_GOOD
+                                                             and i.bms.bms_state != BMS_CONNECTED)):
+        a |= ALM_BMS_FAULT                      # faulted, or its contactors have opened under way
     if s.has_pcs_life and i.pcs_life.g.count and i.pcs_life.pcs_local == 1.0:
         a |= ALM_PCS_LOCAL
     if i.verified < 0:
@@ -271,13 +298,15 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
             fault(st, i, now)
         elif i.pcs.pcs_state != PCS_RUNNING and i.pcs.pcs_state != PCS_THROTTLED:
             fault(st, i, ALM_PCS_FAULT)
-        elif s.has_pcs_ctl and (i.pcs_ctl.wset_rvrt_ena != 1.0 or i.pcs_ctl.wset_rvrt_s != s.pcs_rvrt_s):
+        elif s.has_pcs_ctl and (i.pcs_ctl.wset_rvrt_ena != 1.0 or i.pcs_ctl.wset_rvrt_s != s.pcs_rvrt_s
+                                or not age_s(i, &i.pcs_ctl.g) <= 2.0 * s.pcs_rvrt_s + 2.0):
             fault(st, i, ALM_REVERSION)
         elif grid_bad and st.mode == MODE_GRID:
             if forming(i):
                 enter(st, i, MODE_ISLAND)       # the converter forms the grid: it carries the load, we carry the limits
             else:
                 st.alarms |= ALM_GRID_OUTSIDE
+                st.was_clean = since_s(i, st.mode_since_ns) >= PROVED_S
                 enter(st, i, MODE_TRIP)
         elif st.mode == MODE_ISLAND and not forming(i):
             enter(st, i, MODE_RESYNC)
@@ -328,7 +357,19 @@ cdef inline void go(const Inputs* i, const Site* s, State* st, const Work* w) no
     st.start_step = START_DONE
     st.model_p_w = i.pcs.batt_p_w
     st.model_target_w = i.pcs.batt_p_w
-    st.q_len = 0
+    st.model_at = st.q_n
+    st.rb_p_w = i.pcs.batt_p_w
+    st.rb_target_w = i.pcs.batt_p_w
+    st.rb_at = st.q_n
+    st.sign_n = 0
+    st.sign_blocks = 0
+    st.sign_m_w = 0.0
+    st.sign_p_w = 0.0
+    st.sign_num = 0.0
+    st.sign_den = 0.0
+    st.sign_tick_num = 0.0
+    st.sign_tick_den = 0.0
+    st.ring_load_w = i.meter.grid_p_w + i.pcs.batt_p_w + others_w(i, s)
     st.rb_err_w = 0.0
     st.rb_abs_w = 0.0
     st.cmd_w = i.pcs.batt_p_w
@@ -340,54 +381,126 @@ cdef inline void go(const Inputs* i, const Site* s, State* st, const Work* w) no
 
 # ---------------------------------------------------------------- 2. load
 
-cdef inline void model_advance(const Site* s, State* st, int64_t t_ns) noexcept nogil:
-    """The PCS model, driven by our own commands, forward to t_ns; never backward."""
+cdef inline void model_advance(const Site* s, const State* st, int64_t* at_ns, double* p_w, double* target_w, uint32_t* at, int64_t t_ns) noexcept nogil:
+    """A PCS model, driven by our own commands, forward to t_ns; never backward. There are two: on the meter's clock and on the readback's,
+    because one of them may be 200 ms behind the other."""
     cdef int64_t until
     cdef uint32_t guard = 0
-    while st.model_t_ns < t_ns and guard <= 2 * MODEL_QUEUE:    # each queued command takes a turn to reach and one to take
-        until = t_ns
-        if st.q_len and st.q_t_ns[st.q_head] <= st.model_t_ns:
-            st.model_target_w = st.q_w[st.q_head]
-            st.q_head = (st.q_head + 1) % MODEL_QUEUE
-            st.q_len -= 1
-            guard += 1
-            continue
-        if st.q_len and st.q_t_ns[st.q_head] < until:
-            until = st.q_t_ns[st.q_head]
-        st.model_p_w = lag(st.model_p_w, st.model_target_w, <double>minus(until, st.model_t_ns) * 1e-9, s.pcs_tau_s)
-        st.model_t_ns = until
+    if st.q_n - at[0] > MODEL_QUEUE:        # more on its way than the queue holds: what fell out is due anyway
+        at[0] = st.q_n - MODEL_QUEUE
+    while at_ns[0] < t_ns and guard <= 2 * MODEL_QUEUE:
         guard += 1
+        until = t_ns
+        if at[0] != st.q_n:
+            if st.q_t_ns[at[0] % MODEL_QUEUE] <= at_ns[0]:
+                target_w[0] = st.q_w[at[0] % MODEL_QUEUE]
+                at[0] += 1
+                continue
+            if st.q_t_ns[at[0] % MODEL_QUEUE] < until:
+                until = st.q_t_ns[at[0] % MODEL_QUEUE]
+        p_w[0] = lag(p_w[0], target_w[0], <double>minus(until, at_ns[0]) * 1e-9, s.pcs_tau_s)
+        at_ns[0] = until
 
 
 cdef inline void model_push(State* st, int64_t t_ns, double w) noexcept nogil:
-    cdef uint32_t at
-    if st.q_len == MODEL_QUEUE:             # dead time beyond the queue: the oldest is due anyway
-        st.model_target_w = st.q_w[st.q_head]
-        st.q_head = (st.q_head + 1) % MODEL_QUEUE
-        st.q_len -= 1
-    at = (st.q_head + st.q_len) % MODEL_QUEUE
-    st.q_t_ns[at] = t_ns
-    st.q_w[at] = w
-    st.q_len += 1
+    st.q_t_ns[st.q_n % MODEL_QUEUE] = t_ns
+    st.q_w[st.q_n % MODEL_QUEUE] = w
+    st.q_n += 1
 
 
 cdef inline void align(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
     """Readback against model: the slow part of the difference is a bias, the part that goes with the slope is a time error."""
-    cdef double err, slope, keep
-    if not w.pcs_ok or i.pcs.g.count == st.last_pcs_count or i.pcs.g.t_ns < st.model_t_ns:
+    cdef double err, slope, keep, worth
+    if st.pcs_good_ns != i.pcs.g.t_ns or i.pcs.g.count == st.last_pcs_count or i.pcs.g.t_ns < st.rb_t_ns:
         return
     st.last_pcs_count = i.pcs.g.count
-    model_advance(s, st, i.pcs.g.t_ns)
-    err = i.pcs.batt_p_w - st.model_p_w
-    slope = (st.model_target_w - st.model_p_w) / s.pcs_tau_s if s.pcs_tau_s > 0.0 else 0.0
+    model_advance(s, st, &st.rb_t_ns, &st.rb_p_w, &st.rb_target_w, &st.rb_at, i.pcs.g.t_ns)
+    err = i.pcs.batt_p_w - st.rb_p_w
+    slope = (st.rb_target_w - st.rb_p_w) / s.pcs_tau_s if s.pcs_tau_s > 0.0 else 0.0
     keep = decay(w.dt_s / ALIGN_TIME_S)
     st.align_num = st.align_num * keep + (err - st.rb_err_w) * slope
     st.align_den = st.align_den * keep + slope * slope
     # worth a verdict once steps of 2 % of rating have been seen: slope of such a step one time constant on, over ten of them
-    if st.align_den > 10.0 * (0.02 * 0.37 * s.s_rated_va / (s.pcs_tau_s + 1e-4)) * (0.02 * 0.37 * s.s_rated_va / (s.pcs_tau_s + 1e-4)):
+    worth = 0.02 * 0.37 * s.s_rated_va / (s.pcs_tau_s + 1e-4)
+    if st.align_den > 10.0 * worth * worth:
         st.align_s = st.align_num / st.align_den
     st.rb_err_w += (err - st.rb_err_w) * clamp(w.dt_s / RB_TIME_S, 0.0, 1.0)
+    if s.pcs_tau_s >= OBSERVE_S:
+        # a slow converter is seen many times on its way: what is seen outranks what was thought
+        err = OBSERVE * (err - st.rb_err_w)
+        st.rb_p_w += err
+        st.model_p_w += err
+        err = i.pcs.batt_p_w - st.rb_p_w
     st.rb_abs_w += (abs_w(err) - st.rb_abs_w) * clamp(w.dt_s / RB_TIME_S, 0.0, 1.0)
+
+
+cdef inline void ringing(const Site* s, State* st, double load_w) noexcept nogil:
+    """The loop's own ringing, from the reconstructed load alone: what the readback cannot see is a meter that stands for another instant than
+    it says. Such an error makes every battery move look like a load change that is taken back a few ticks later; a load does not do
+    that for half a second on end. While it does, the assumed error trebles; a minute of calm halves it.
+    """
+    cdef double keep = 1.0 - 1.0 / RING_MEMORY, worst = 0.0, recent = 0.0, e = load_w - st.ring_load_w
+    cdef int k
+    st.ring_var = st.ring_var * keep + e * e / RING_MEMORY
+    for k in range(RING_LAGS):
+        st.ring_cov[k] = st.ring_cov[k] * keep + e * st.ring_e[k] / RING_MEMORY
+        # noise of the meter alone comes back by half at once: that is no ringing
+        worst = smaller(worst, st.ring_cov[k] + 0.25 * st.ring_var if k == 0 else st.ring_cov[k])
+    for k in range(RING_LAGS - 1, 0, -1):
+        st.ring_e[k] = st.ring_e[k - 1]
+        recent += st.ring_e[k] * st.ring_e[k]
+    st.ring_e[0] = e
+    recent = (recent + e * e) / RING_LAGS   # what rang a while ago and no more needs no stronger filter
+    st.ring_load_w = load_w
+    if smaller(recent, st.ring_var) > (RING_LEVEL * s.s_rated_va) * (RING_LEVEL * s.s_rated_va) and worst < -RING_SHARE * st.ring_var:
+        st.ring_calm = 0
+        st.ring_hot += 1
+        if st.ring_hot >= RING_HOT:
+            st.ring_hot = 0
+            st.ring_s = clamp(3.0 * st.ring_s, 0.01, 0.1)
+    else:
+        st.ring_hot = 0
+        st.ring_calm += 1
+        if st.ring_calm >= RING_CALM:
+            st.ring_calm = 0
+            st.ring_s = 0.5 * st.ring_s if st.ring_s > s.align_full_s else 0.0
+
+
+cdef inline void watch_sign(const Inputs* i, const Site* s, State* st) noexcept nogil:
+    """A reversed meter turns following into running away: grid power then moves with battery power, sample by sample and in means of ten.
+
+    A right one moves against it, or not at all while the battery follows; a ringing loop or a saturated battery may look wrong in one of
+    the two, never in both. Judged once moves of 5 % of rating have been seen, over some five seconds.
+    """
+    cdef double m = i.meter.grid_p_w, p = st.model_p_w + st.rb_err_w, dm, dp, keep = 0.998, floor = 0.05 * s.s_rated_va
+    dm = m - st.sign_prev_m_w
+    dp = p - st.sign_prev_p_w
+    if st.sign_n or st.sign_blocks:
+        st.sign_tick_num = st.sign_tick_num * keep + dm * dp
+        st.sign_tick_den = st.sign_tick_den * keep + dp * dp
+    st.sign_prev_m_w = m
+    st.sign_prev_p_w = p
+    st.sign_m_w += m
+    st.sign_p_w += p
+    st.sign_n += 1
+    if st.sign_n < SIGN_BLOCK:
+        return
+    m = st.sign_m_w / st.sign_n
+    p = st.sign_p_w / st.sign_n
+    st.sign_n = 0
+    st.sign_m_w = 0.0
+    st.sign_p_w = 0.0
+    dm = m - st.sign_last_m_w
+    dp = p - st.sign_last_p_w
+    st.sign_last_m_w = m
+    st.sign_last_p_w = p
+    st.sign_blocks += 1
+    if st.sign_blocks < 2:
+        return
+    st.sign_num = 0.98 * st.sign_num + dm * dp
+    st.sign_den = 0.98 * st.sign_den + dp * dp
+    if smaller(st.sign_den, st.sign_tick_den) > floor * floor and st.sign_num > 0.5 * st.sign_den and st.sign_tick_num > 0.5 * st.sign_tick_den:
+        fault(st, i, ALM_METER_SIGN)
 
 
 cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
@@ -395,9 +508,13 @@ cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w,
     cdef double load, t_f, others = others_w(i, s)
     align(i, s, st, w)
     if w.fresh:
-        model_advance(s, st, i.meter.g.t_ns)
+        model_advance(s, st, &st.model_t_ns, &st.model_p_w, &st.model_target_w, &st.model_at, i.meter.g.t_ns)
         load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others
-        t_f = abs_w(st.align_s)
+        if st.mode == MODE_GRID:
+            ringing(s, st, load)
+            watch_sign(i, s, st)
+        # a meter value from before where the model already stands is misaligned by as much
+        t_f = larger(abs_w(st.align_s), st.ring_s) + <double>minus(st.model_t_ns, i.meter.g.t_ns) * 1e-9
         if t_f > s.align_full_s:
             t_f = 2.0 * t_f if t_f > 0.01 else 0.02
             st.load_w += (load - st.load_w) * w.sample_s / (t_f + w.sample_s)
@@ -434,7 +551,8 @@ cdef inline void device_limits(const Inputs* i, const Limits* lim, const Site* s
     less(&w.cha_w, &w.cha_why, s.s_rated_va, LIM_PCS_S)
     less(&w.dis_w, &w.dis_why, lim.p_discharge_max_w, LIM_SITE_P)
     less(&w.cha_w, &w.cha_why, lim.p_charge_max_w, LIM_SITE_P)
-    if not w.bms_ok:
+    # what is not good now is no permission now, even where it is not lost yet
+    if not w.bms_ok or (s.has_bms and not age_s(i, &i.bms.g) <= s.bms_lost_s) or (s.has_bms_limits and not age_s(i, &i.bms_lim.g) <= s.bms_lost_s):
         less(&w.dis_w, &w.dis_why, 0.0, LIM_BMS_STALE)
         less(&w.cha_w, &w.cha_why, 0.0, LIM_BMS_STALE)
         return
@@ -486,9 +604,9 @@ cdef inline void bill(const Inputs* i, const Limits* lim, const Site* s, State* 
     elapsed = clamp(i.billing_phase_s, 0.0, s.billing_window_s)
     if elapsed < st.billing_phase_s or st.billing_phase_s < 0.0:
         # a new window; at the very start of control its past is unknown and counts as used in full
-        st.billing_wh = lim.import_limit_w * elapsed / 3600.0
+        st.billing_wh = s.import_limit_w * elapsed / 3600.0
     elif not w.meter_ok:
-        st.billing_wh += lim.import_limit_w * (elapsed - st.billing_phase_s) / 3600.0      # unknown counts as used in full here too
+        st.billing_wh += s.import_limit_w * (elapsed - st.billing_phase_s) / 3600.0      # unknown counts as used in full here too
     elif st.last_grid_w > 0.0:
         st.billing_wh += st.last_grid_w * (elapsed - st.billing_phase_s) / 3600.0
     st.billing_phase_s = elapsed
@@ -500,9 +618,9 @@ cdef inline double import_allowed(const Inputs* i, const Limits* lim, const Site
     if not s.billing_window_s > 0.0 or not i.billing_phase_s >= 0.0:
         return lim.import_limit_w
     left = s.billing_window_s - st.billing_phase_s
-    over = clamp(st.billing_wh * 3600.0 - lim.import_limit_w * st.billing_phase_s, 0.0, INF)
+    over = clamp(st.billing_wh * 3600.0 - s.import_limit_w * st.billing_phase_s, 0.0, INF)
     # what was used beyond the share of the elapsed time is given back over what is left, and never faster than over a minute
-    return clamp(lim.import_limit_w - over / (left if left > 60.0 else 60.0), 0.0, lim.import_limit_w)
+    return clamp(s.import_limit_w - over / (left if left > 60.0 else 60.0), 0.0, lim.import_limit_w)
 
 
 cdef inline void slow_mean(const Inputs* i, const Limits* lim, const Site* s, State* st, const Work* w) noexcept nogil:
@@ -517,7 +635,7 @@ cdef inline void slow_mean(const Inputs* i, const Limits* lim, const Site* s, St
 
 cdef inline void reference(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double base_w) noexcept nogil:
     """Reference of grid import: mean + base + SoC term, between the limits, no faster than the ramp, never beyond what the battery can hold."""
-    cdef double target, bound, before, allowed, others = st.load_w - w.net_w
+    cdef double target, bound, allowed, others = st.load_w - w.net_w
     slow_mean(i, lim, s, st, w)
     allowed = import_allowed(i, lim, s, st)
     target = st.mean_w - others + base_w
@@ -530,14 +648,19 @@ cdef inline void reference(const Inputs* i, const Limits* lim, const Site* s, St
     elif bound > target:
         w.flags |= LIM_EXPORT
     o.target_w = bound
-    before = st.ref_w
+    w.ref_before_w = st.ref_w
+    w.following = 1
     st.ref_w = slew(st.ref_w, bound, lim.ramp_up_w_per_s, lim.ramp_down_w_per_s, w.dt_s)
     if st.ref_w != bound:
         w.flags |= LIM_RAMP
     # no wind-up: the reference never stands where the battery cannot hold it
     st.ref_w = bounded(st.ref_w, w.net_w - w.dis_w, w.net_w + w.cha_w, w.dis_why, w.cha_why, w)
-    bound = st.ref_w - before
-    if bound > lim.ramp_up_w_per_s * w.dt_s * 1.000001 + 1e-6 or bound < -lim.ramp_down_w_per_s * w.dt_s * 1.000001 - 1e-6:
+
+
+cdef inline void ramp_held(const Limits* lim, State* st, Work* w) noexcept nogil:
+    """Did the reference move within the ramp, after every limit has had its word? Counted where not."""
+    cdef double moved = st.ref_w - w.ref_before_w
+    if moved > lim.ramp_up_w_per_s * w.dt_s * 1.000001 + 1e-6 or moved < -lim.ramp_down_w_per_s * w.dt_s * 1.000001 - 1e-6:
         st.not_held_s += w.dt_s
         w.flags |= LIM_NOT_HELD
 
@@ -597,7 +720,7 @@ cdef inline double battery(const Inputs* i, const Limits* lim, const Site* s, St
 cdef inline double frequency(const Inputs* i, const Site* s, State* st, Work* w) noexcept nogil:
     """P(f) with deadband, droop and open-loop response time. The ramp limit does not apply to it (IEEE 1547-2018 4.10.3, RfG art. 15)."""
     cdef double p = 0.0
-    if s.droop_r > 0.0 and w.meter_ok and finite(i.meter.f_hz):
+    if s.droop_r > 0.0 and w.meter_ok and abs_w(i.meter.f_hz - s.f_nom_hz) < 0.2 * s.f_nom_hz:     # what no grid can have moves no power
         p = clamp(droop(i.meter.f_hz, s.f_nom_hz, s.droop_db_hz, s.droop_r, s.s_rated_va), -s.s_rated_va, s.s_rated_va)
     st.droop_w = lag(st.droop_w, p, w.dt_s, s.droop_tr_s / 2.302585092994046)
     if abs_w(st.droop_w) > 1e-3 * s.s_rated_va:
@@ -623,13 +746,18 @@ cdef inline double reactive(const Inputs* i, const Site* s, State* st, const Wor
 
 cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p, double before_w, double droop_w) noexcept nogil:
     """Slew (from before_w, the last command without droop), then contract < droop < breaker < SoC, temperature, PCS, BMS: later outranks."""
+    cdef double want
     if s.cmd_slew_w_per_s < INF:
         o.p_cmd_w = slew_from_zero(before_w, p, s.cmd_slew_w_per_s, w.dt_s)
         if o.p_cmd_w != p:
             w.flags |= LIM_SLEW
         p = o.p_cmd_w
     if w.meter_ok and st.mode == MODE_GRID:
+        want = p
         p = bounded(p, w.net_w - lim.import_limit_w, w.net_w + lim.export_limit_w, LIM_IMPORT, LIM_EXPORT, w)
+        if p != want:
+            # the contract has moved grid import, as far as the battery can: following begins again from there
+            st.ref_w = w.net_w - clamp(p, -w.cha_w, w.dis_w)
         p += droop_w
         p = bounded(p, w.net_w - s.feeder_w, w.net_w + s.feeder_w, LIM_FEEDER, LIM_FEEDER, w)
     elif w.meter_ok:
@@ -701,7 +829,9 @@ cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, O
         before = st.cmd_w - st.droop_w if w.meter_ok else st.cmd_w
         p = battery(inp, lim, s, st, &w, o)                 # 3., 4. reference of grid import; the battery carries the rest
         extra = frequency(inp, s, st, &w)                   # 5. droop bypasses the ramp
-        p = limit(lim, s, st, &w, o, p, before, extra)              # 6. contract, breaker, SoC, temperature, PCS, BMS
+        p = limit(lim, s, st, &w, o, p, before, extra)      # 6. contract, breaker, SoC, temperature, PCS, BMS
+        if w.following:
+            ramp_held(lim, st, &w)
     else:
         st.droop_w = 0.0
         st.ref_w = st.last_grid_w                           # outside GRID the reference follows the measured grid

@@ -58,15 +58,16 @@ def _answer(t_end: NDArray[np.int64], value_w: NDArray[np.float64], step_ns: int
     return first + hit if hit >= 0 else None
 
 
-def latencies(truth: Truth, since_ns: int, until_ns: int | None = None) -> dict[str, Any]:
-    """load_to_command_ms and load_to_power_ms over the ideal steps in [since_ns, until_ns], each p50, p99, max,
-    events, excluded.
+def measured_ms(
+    truth: Truth, since_ns: int, until_ns: int | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """load_to_command and load_to_power in ms of each ideal step in [since_ns, until_ns], and how many were left out.
 
     load_to_command: from the step to the last bit of the first command that answers at least half of it.
     load_to_power: to the instant 90 % of that command's own change stands at the terminals; where a later command
     took its place before that, to the later one's 90 %. A step that is answered late counts with the time it took,
-    one that is not answered within 1 s counts with 1 s. Left out, and counted in `excluded`: steps between which and
-    their answer, at most 60 ms later, the plant itself woke more than 0.5 ms late (real time only).
+    one that is not answered within 1 s counts with 1 s. Left out: steps between which and their answer, at most 60 ms
+    later, the plant itself woke more than 0.5 ms late (real time only).
     """
     t_end, value_w, t90 = truth["cmd_t_end_ns"], truth["cmd_value_w"], truth["cmd_t90_ns"]
     reached = np.flatnonzero(t90 >= 0)
@@ -91,10 +92,13 @@ def latencies(truth: Truth, since_ns: int, until_ns: int | None = None) -> dict[
             continue
         command_ms.append(to_command)
         power_ms.append(to_power)
-    return {
-        "load_to_command_ms": _stats(np.array(command_ms), excluded),
-        "load_to_power_ms": _stats(np.array(power_ms), excluded),
-    }
+    return np.array(command_ms), np.array(power_ms), excluded
+
+
+def latencies(truth: Truth, since_ns: int, until_ns: int | None = None) -> dict[str, Any]:
+    """load_to_command_ms and load_to_power_ms as `measured_ms` gives them, each p50, p99, max, events, excluded."""
+    command_ms, power_ms, excluded = measured_ms(truth, since_ns, until_ns)
+    return {"load_to_command_ms": _stats(command_ms, excluded), "load_to_power_ms": _stats(power_ms, excluded)}
 
 
 def _plain(x: Any) -> float | None:

@@ -18,6 +18,7 @@ from _core.engine import Engine
 from hal.modbus import PyRtuMaster
 
 from _core import image as im
+from bench import report
 from bench.cosim import Cosim
 from bench.judge import judge
 from bench.plant.config import ConfigError
@@ -182,6 +183,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--for", type=float, dest="for_s", metavar="S")
     p.add_argument("--out", type=Path, metavar="DIR")
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--no-report", action="store_true")
     return p.parse_args(argv)
 
 
@@ -212,6 +214,8 @@ def main(argv: list[str] | None = None) -> int:
         sim.plant.write_truth(a.out / TRUTH_NAME)
         (a.out / "site.json").write_text(json.dumps(site.to_dict(), indent=1))
         summary.write(made, a.out)
+        if not a.no_report:
+            report.write(a.out)
     else:
         print(json.dumps(made, indent=1))
     wall = time.monotonic() - began

@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from controller import evidence
 from controller.problems import SiteError
 from controller.process import EXIT_BUSY, EXIT_INPUT, EXIT_NOT_RUNNING, EXIT_OK
 
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     release = commands.add_parser("release", help="end a hold")
     for one in (status, top, hold, release):
         one.add_argument("--site", metavar="NAME", help="which site, where several run here")
+    evidence.add_parsers(commands)
     commands.add_parser("version", help="version and build")
     return parser
 
@@ -48,13 +50,14 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scale", type=float, default=1.0, metavar="K", help="factor on the load")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="a key of site or plant")
     parser.add_argument("--for", dest="for_s", type=float, metavar="S", help="end after so long")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="summary.json, the record, the plant's truth")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="summary.json, the record, the plant's truth, report.html")
+    parser.add_argument("--no-report", action="store_true", help="without report.html")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["hold"]:
+    if words[:1] in (["hold"], ["explain"]):
         # argparse takes "-20kW" for an option; a leading space makes it a value.
         words = [f" {w}" if w[:1] == "-" and w[1:2].isdigit() else w for w in words]
     args = _parser().parse_args(words)
@@ -63,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return {
             "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold,
-            "release": _release, "version": _version,
+            "release": _release, "version": _version, **dict.fromkeys(evidence.COMMANDS, evidence.main),
         }[args.command](args)  # fmt: skip
     except SiteError as e:
         print(e, file=sys.stderr)
@@ -104,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
     _check_load(args)
     site = build.load_site(args.site, args.sets)
     load = LoadOptions(trace=args.trace or "cluster", edge=args.edge, scale=args.scale)
-    return run(site, Options(load, args.for_s, args.out, args.burn, args.quiet))
+    return run(site, Options(load, args.for_s, args.out, args.burn, args.quiet, not args.no_report))
 
 
 def _sim(args: argparse.Namespace) -> int:
@@ -116,6 +119,7 @@ def _sim(args: argparse.Namespace) -> int:
     argv += [word for text in args.sets for word in ("--set", text)]
     argv += ["--for", str(args.for_s)] if args.for_s is not None else []
     argv += ["--out", str(args.out)] if args.out is not None else []
+    argv += ["--no-report"] if args.no_report else []
     sys.stdout.flush()
     os.execv(sys.executable, argv)
 

@@ -5,6 +5,7 @@ simulation owns time.
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -59,3 +60,19 @@ class ManualClock:
     def utc_offset_s(self, wall_s: float) -> int:
         """Fixed, so that a run is the same in every time zone."""
         return self.offset_s
+
+
+def utc(wall_s: float) -> datetime:
+    """The UTC instant of a wall time."""
+    return datetime.fromtimestamp(wall_s, UTC)
+
+
+def utc_text(wall_s: float) -> str:
+    """As `2026-01-31 12:00:00.250 UTC`."""
+    return utc(wall_s).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + " UTC"
+
+
+def parse_utc(text: str) -> float:
+    """Wall time of an ISO date and time; UTC where it names no zone. Raises ValueError."""
+    at = datetime.fromisoformat(text)
+    return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()

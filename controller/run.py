@@ -39,6 +39,7 @@ LEAVE_S = 5.0
 STATUS_S = 5.0
 POLL_S = 0.2
 TRUTH_NAME = "truth.npz"
+ENGINE_NAME = "engine.json"  # histograms of the control thread
 FIRST_TICK_S = 30.0
 CONTROL_YOUNG_S = 2.0  # one that dies younger has not come to GRID: no use in hurrying
 
@@ -52,6 +53,7 @@ class Options:
     out: Path | None = None
     burn: bool = False
     quiet: bool = False
+    report: bool = True
 
 
 class Parent:
@@ -245,7 +247,11 @@ class Parent:
             # What the picture had hidden: the log where something failed, else how it ended.
             sys.stderr.write(log_path.read_text(errors="replace")[-4000:] if self.code else self.last_line + "\n")
         if self.code == EXIT_OK and self.options.out is not None:
-            self._summarise()
+            try:
+                self._summarise()
+            except OSError as e:
+                say("ballast", f"no summary: {e.filename or self.options.out}: {e.strerror}")
+                self.code = EXIT_FAILED
         return self.code
 
     def _wait_for_first_tick(self) -> bool:
@@ -337,6 +343,10 @@ class Parent:
             record_sha256=file_sha256(self.options.out / RECORD_NAME),
         )
         say("ballast", f"wrote {summary.write(text, self.options.out)}")
+        histograms = {key: list(self.figures["stats"][key]) for key in ("wake_us", "step_ns")}
+        (self.options.out / ENGINE_NAME).write_text(json.dumps(histograms))
+        if self.options.report:
+            report(self.options.out)
 
 
 def judge(out: Path, site: Site, grid_ns: int | None) -> dict[str, Any] | None:
@@ -353,6 +363,12 @@ def judge(out: Path, site: Site, grid_ns: int | None) -> dict[str, Any] | None:
     except (ValueError, TypeError):
         say("ballast", f"the judge failed: {done.stderr.strip()[-500:] or done.stdout.strip()[-200:]}")
         return None
+
+
+def report(out: Path) -> None:
+    """report.html, by a process of its own: matplotlib belongs to the bench, and may be absent."""
+    done = subprocess.run([sys.executable, "-m", "bench.report", str(out)], capture_output=True, text=True)
+    say("ballast", (done.stdout.strip() or done.stderr.strip()).removeprefix("ballast: "))
 
 
 def _lines(parent: Parent) -> Callable[[], None]:
@@ -394,7 +410,13 @@ def _live(parent: Parent) -> Any:
 def run(site: Site, options: Options) -> int:
     """`ballast run`. Raises SiteError, PlanError and InstanceError before anything runs."""
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+            (options.out / ".writable").touch()
+            (options.out / ".writable").unlink()
+        except OSError as e:
+            why = f"cannot be written: {e.strerror}"
+            raise SiteError([Problem("", "--out", str(options.out), why, "give another directory")]) from None
         if (options.out / RECORD_NAME).exists():
             why = "holds the record of an earlier run"
             raise SiteError([Problem("", "--out", str(options.out), why, "give another directory")])

@@ -237,3 +237,29 @@ def in_unit(text: str, name: str) -> float | None:
         if name.endswith("_" + base):
             return x * spellings[unit] if unit in spellings else None
     return None
+
+
+def markdown() -> str:
+    """docs/settings.md: every key of the site file, from this table."""
+    lines = [
+        "# Settings",
+        "",
+        "Every key of the site file. Made from `controller/settings.py` by `python -m controller.settings > docs/settings.md`; a test",
+        "holds the two together. `derived` defaults depend on another setting: 50 Hz or 60 Hz, or the converter's rating.",
+    ]
+    blocks = [(s, [r for r in SETTINGS.values() if r.section == s]) for s in SECTIONS]
+    for title, rows in blocks:
+        lines += ["", f"## [{title}]", "", "| key | default | range | meaning |", "| --- | --- | --- | --- |"]
+        for r in rows:
+            default = "**needed**" if r.needed else "derived" if r.default is None else f"`{r.default}`"
+            lines.append(f"| `{r.name}` | {default} | {range_text(r)} | {r.text} |")
+    for title, table in (("[[bus]]", BUS), ("[[device]]", DEVICE), ("[[schedule]]", SCHEDULE)):
+        lines += ["", f"## {title}", "", "| key | default | meaning |", "| --- | --- | --- |"]
+        for r in table.values():
+            default = "**needed**" if r.needed else "" if r.default is None else f"`{r.default}`"
+            lines.append(f"| `{r.key}` | {default} | {r.text} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -1,7 +1,9 @@
-"""History, events and audit trail of a site in SQLite: WAL, synchronous FULL, several processes at once.
+"""History and audit trail of a site in SQLite: WAL, synchronous FULL, several processes at once.
 
-History is one row a second and is committed in batches (the ring keeps 60 s, so a killed supervisor loses none of
-it); events and commands are committed one by one, before anybody is told that they were taken.
+The audit trail is one table: every command with its author, every mode, limit, setpoint slot, alarm, device, and what
+else a person would want to find again. A row is committed before anybody is told that it was taken. Where the disk
+takes no more (full, read-only, an I/O error) rows go to the reserve (`reserve.py`), and come back from there.
+History is one row a second, committed in batches (the ring keeps 60 s, so a killed supervisor loses none of it).
 """
 
 from __future__ import annotations
@@ -11,92 +13,201 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from controller.reserve import Reserve, ReserveError
+
 HISTORY_COLUMNS = (
     "run", "wall_s", "t_ns", "tick", "load_w", "grid_w", "grid_min_w", "grid_max_w", "batt_w", "ref_w", "soc",
     "mode", "limits", "alarms", "missed", "not_held_s", "wake_max_us", "position",
 )  # fmt: skip
 KEEP_HISTORY_S = 30 * 86400.0
 BUSY_S = 5.0
+SCHEMA_VERSION = 1
+OURSELVES = "ballast"  # the author of what happened by itself
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS history ({", ".join(HISTORY_COLUMNS)});
 CREATE INDEX IF NOT EXISTS history_wall ON history (wall_s);
-CREATE TABLE IF NOT EXISTS events (
-    id INTEGER PRIMARY KEY, run INTEGER, wall_s REAL, t_ns INTEGER, kind TEXT, text TEXT
-);
 CREATE TABLE IF NOT EXISTS audit (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, wall_s REAL, who TEXT, command TEXT, value_w REAL, lease_s REAL, text TEXT
+    id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER, wall_s REAL, t_ns INTEGER, who TEXT, kind TEXT, command TEXT,
+    value_w REAL, lease_s REAL, text TEXT
 );
+CREATE INDEX IF NOT EXISTS audit_run ON audit (run, id);
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+_AUDIT = "INSERT INTO audit (run, wall_s, t_ns, who, kind, command, value_w, lease_s, text) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_AUDIT_AGAIN = _AUDIT.replace("INSERT", "INSERT OR IGNORE").replace("(run,", "(id, run,").replace("(?,", "(?, ?,")
+# What stood in two tables before: commands alone in `audit`, all else in `events`.
+_FROM_0 = """
+ALTER TABLE audit RENAME TO audit_0;
+{schema}
+INSERT INTO audit SELECT id, NULL, wall_s, NULL, who, 'command', command, value_w, lease_s, text FROM audit_0;
+INSERT INTO audit (run, wall_s, t_ns, who, kind, text) SELECT run, wall_s, t_ns, 'ballast', kind, text FROM events;
+DROP TABLE audit_0;
+DROP TABLE events;
 """
 
 
 class Store:
-    """One connection. Raises OSError with the path where the file cannot be opened or is no database.
+    """One connection. Raises OSError with the path where the file cannot be opened or is no database, and where not
+    even the reserve can take a row.
 
-    `run` tells the runs of a site apart (monotonic times begin anew with each boot).
+    `run` tells the runs of a site apart (monotonic times begin anew with each boot). `error`: why SQLite did not take
+    the last row; empty: it did. `connect`: sqlite3.connect, or what a test puts in its place.
     """
 
-    def __init__(self, path: Path, run: int = 0, *, readonly: bool = False) -> None:
-        self.path, self.run = path, run
+    def __init__(self, path: Path, run: int = 0, *, readonly: bool = False, connect: Any = sqlite3.connect) -> None:
+        self.path, self.run, self.error, self.lost_rows = path, run, "", 0
+        self.reserve = Reserve(path.with_suffix(".reserve"))
+        self.db: Any = None
+        self._prepared = False
         try:
             if readonly:
-                self.db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None)
+                self.db = connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_S, isolation_level=None)
+                self._prepared = True
                 return
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
-            self.db.execute("PRAGMA journal_mode = WAL")
-            self.db.execute("PRAGMA synchronous = FULL")
-            self.db.executescript(_SCHEMA)
+            self.db = connect(path, timeout=BUSY_S, isolation_level=None)
+            self._prepare()
         except sqlite3.Error as e:
-            raise OSError(f"{path}: {e}") from None
+            if not self.reserve.usable():
+                raise OSError(f"{path}: {e}") from None
+            self.error = str(e)
+            return
+        self._take_back()
+
+    def _prepare(self) -> None:
+        """Tables of this version, and the reserve. Raises sqlite3.Error."""
+        if self.db is None:
+            raise sqlite3.OperationalError(self.error)
+        self.db.execute("PRAGMA journal_mode = WAL")
+        self.db.execute("PRAGMA synchronous = FULL")
+        version = self.db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"was written by a newer ballast (schema {version}, this one {SCHEMA_VERSION})")
+        if version < SCHEMA_VERSION:
+            old = self.db.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'events'").fetchone()[0]
+            script = _FROM_0.format(schema=_SCHEMA) if old else _SCHEMA
+            try:
+                self.db.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
+            except sqlite3.Error:
+                self._roll_back()
+                raise
+        lowest = self.db.execute("SELECT MIN(id) FROM audit").fetchone()[0] or 0
+        self.reserve.make(min(0, lowest))
+        self._prepared = True
+
+    def _take_back(self) -> None:
+        """Rows of the reserve into the database, in one transaction, then the reserve is empty. `error` where not."""
+        if self.reserve.empty() or not self._prepared:
+            return
+        with self.reserve.held() as rows:
+            try:
+                self.db.execute("BEGIN IMMEDIATE")
+                # A cut between commit and clearing brings a row twice; its number tells.
+                self.db.executemany(_AUDIT_AGAIN, rows)
+                self.db.execute("COMMIT")
+            except sqlite3.Error as e:
+                self._roll_back()
+                self.error = str(e)
+                return
+            self.reserve.clear()
+        self.error = ""
+
+    def _roll_back(self) -> None:
+        if self.db.in_transaction:
+            self.db.execute("ROLLBACK")
+
+    # ---- history
 
     def add_history(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Rows in the order of HISTORY_COLUMNS without `run`, in one transaction."""
+        """Rows in the order of HISTORY_COLUMNS without `run`, in one transaction; lost (and counted) where the disk
+        takes no more.
+        """
         if not rows:
             return
         marks = ", ".join("?" * len(HISTORY_COLUMNS))
-        self.db.execute("BEGIN")
-        self.db.executemany(f"INSERT INTO history VALUES ({marks})", [(self.run, *row) for row in rows])
-        self.db.execute("COMMIT")
+        try:
+            if not self._prepared:
+                self._prepare()
+            self.db.execute("BEGIN")
+            self.db.executemany(f"INSERT INTO history VALUES ({marks})", [(self.run, *row) for row in rows])
+            self.db.execute("COMMIT")
+        except sqlite3.Error as e:
+            if self.db is not None:
+                self._roll_back()
+            self.error = str(e)
+            self.lost_rows += len(rows)
+            return
+        self.error = ""
+        self._take_back()
 
     def prune(self, wall_s: float) -> None:
-        """Forgets history older than 30 days (250 MB); events and audit stay."""
-        self.db.execute("DELETE FROM history WHERE wall_s < ?", (wall_s - KEEP_HISTORY_S,))
-
-    def add_event(self, wall_s: float, t_ns: int, kind: str, text: str) -> None:
-        """One event, durable on return."""
-        row = (self.run, wall_s, t_ns, kind, text)
-        self.db.execute("INSERT INTO events (run, wall_s, t_ns, kind, text) VALUES (?, ?, ?, ?, ?)", row)
-
-    def add_audit(self, wall_s: float, who: str, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
-        """One command with its author, durable on return; the id goes into the setpoint, and from there into every
-        record.
-        """
-        row = (wall_s, who, command, value_w, lease_s, text)
-        done = self.db.execute("INSERT INTO audit (wall_s, who, command, value_w, lease_s, text) VALUES (?, ?, ?, ?, ?, ?)", row)
-        return int(done.lastrowid or 0)
+        """Forgets history older than 30 days (250 MB); the audit trail stays."""
+        try:
+            if self._prepared:
+                self.db.execute("DELETE FROM history WHERE wall_s < ?", (wall_s - KEEP_HISTORY_S,))
+        except sqlite3.Error as e:
+            self.error = str(e)
 
     def history(self, since_wall_s: float, limit: int = 3600) -> list[tuple[Any, ...]]:
         """The newest rows since, oldest first, as (wall_s, load_w, grid_w, grid_min_w, grid_max_w, batt_w, soc)."""
         sql = (
             "SELECT wall_s, load_w, grid_w, grid_min_w, grid_max_w, batt_w, soc FROM history WHERE wall_s >= ? ORDER BY wall_s DESC LIMIT ?"
         )
-        return self.db.execute(sql, (since_wall_s, limit)).fetchall()[::-1]
-
-    def events(self, limit: int = 1000) -> list[tuple[float, int, str, str]]:
-        """(wall_s, t_ns, kind, text) of this run, oldest first."""
-        sql = "SELECT wall_s, t_ns, kind, text FROM events WHERE run = ? ORDER BY id LIMIT ?"
-        return self.db.execute(sql, (self.run, limit)).fetchall()
+        return list(self.db.execute(sql, (since_wall_s, limit)).fetchall()[::-1])
 
     def last_position(self) -> int | None:
         """Ring position after the last history row of this run; None where it has none."""
+        if not self._prepared:
+            return None
         row = self.db.execute("SELECT MAX(position) FROM history WHERE run = ?", (self.run,)).fetchone()
         return None if row is None or row[0] is None else int(row[0])
 
+    # ---- audit trail
+
+    def add_event(self, wall_s: float, t_ns: int, kind: str, text: str) -> None:
+        """What happened by itself, durable on return."""
+        self._add((self.run, wall_s, t_ns, OURSELVES, kind, None, None, None, text))
+
+    def add_audit(self, wall_s: float, who: str, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
+        """One command with its author, durable on return; the id goes into the setpoint, and from there into every
+        record. It is negative where the reserve had to take it.
+        """
+        return self._add((self.run, wall_s, None, who, "command", command, value_w, lease_s, text))
+
+    def _add(self, row: tuple[Any, ...]) -> int:
+        """The row's id. Raises OSError where neither database nor reserve takes it."""
+        try:
+            if not self._prepared:
+                self._prepare()
+            self._take_back()
+            if not self.reserve.empty():  # the order of the trail is the order of what happened
+                raise sqlite3.OperationalError(self.error or "rows wait in the reserve")
+            number = int(self.db.execute(_AUDIT + " RETURNING id", row).fetchall()[0][0])
+        except sqlite3.Error as e:
+            self.error = str(e)
+            try:
+                return self.reserve.add(row)
+            except ReserveError as why:
+                raise OSError(f"{self.path}: {e}; {why}") from None
+        self.error = ""
+        return number
+
+    def events(self, limit: int = 1000) -> list[tuple[float, int, str, str]]:
+        """(wall_s, t_ns, kind, text) of this run without commands, oldest first; with what waits in the reserve."""
+        sql = "SELECT wall_s, t_ns, kind, text FROM audit WHERE run = ? AND kind <> 'command' ORDER BY wall_s, id LIMIT ?"
+        rows = self.db.execute(sql, (self.run, limit)).fetchall() if self._prepared else []
+        with self.reserve.held() as waiting:
+            rows += [(r[2], r[3], r[5], r[9]) for r in waiting if r[1] == self.run and r[5] != "command"]
+        return rows[:limit]
+
     def audit(self, limit: int = 100) -> Iterable[tuple[Any, ...]]:
         """The newest commands first: (id, wall_s, who, command, value_w, lease_s, text)."""
-        return self.db.execute("SELECT * FROM audit ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
+        columns = "id, wall_s, who, command, value_w, lease_s, text"
+        sql = f"SELECT {columns} FROM audit WHERE kind = 'command' ORDER BY wall_s DESC, id DESC LIMIT ?"
+        return list(self.db.execute(sql, (limit,)).fetchall())
 
     def close(self) -> None:
         """Closes the connection."""
-        self.db.close()
+        if self.db is not None:
+            self.db.close()

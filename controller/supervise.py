@@ -18,6 +18,7 @@ from _core import image as core
 from controller import instance as instances
 from controller.build import site_from
 from controller.clock import Clock, RealClock
+from controller.freeze import Freezer
 from controller.process import EXIT_FAILED, die_with_parent, say
 from controller.records import RecordWriter
 from controller.store import Store
@@ -25,6 +26,9 @@ from controller.supervisor import STEP_S, Supervisor
 
 FAREWELL_S = 75.0  # control ramps down for at most 60 s; its last ticks belong into the record
 RECORD_NAME = "record.blst"
+FREEZE_NAME = "freeze"  # directory beside the store
+FREEZE_SIGNAL = signal.SIGUSR1
+LOOK_S = 0.2
 
 
 async def serve(supervisor: Supervisor, image: object, clock: Clock) -> None:
@@ -33,6 +37,7 @@ async def serve(supervisor: Supervisor, image: object, clock: Clock) -> None:
     asked = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, asked.set)
+    loop.add_signal_handler(FREEZE_SIGNAL, lambda: supervisor.freeze("asked", clock.monotonic_ns()))
     due_ns = clock.monotonic_ns()
     until_ns: int | None = None
     while True:
@@ -50,9 +55,38 @@ async def serve(supervisor: Supervisor, image: object, clock: Clock) -> None:
             await asyncio.sleep(min(wait_s, 0.1))
             due_ns = clock.monotonic_ns()
             continue
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asked.wait(), wait_s)
+        await _look_out(supervisor, asked, clock, due_ns)
     supervisor.close(clock.monotonic_ns())
+
+
+async def _look_out(supervisor: Supervisor, asked: asyncio.Event, clock: Clock, due_ns: int) -> None:
+    """Waits for the next step; a mode or an alarm that changes meanwhile is on the disk at once, not up to a second later."""
+    while not asked.is_set():
+        left_s = (due_ns - clock.monotonic_ns()) / 1e9
+        if left_s <= 0:
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asked.wait(), min(left_s, LOOK_S))
+        if left_s > LOOK_S and supervisor.urgent():
+            supervisor.look(clock.monotonic_ns())
+
+
+def open_store(path: Path, run: int) -> Store | None:
+    """The store; None and a line where the disk does not let it open: the loop goes on, with leases and without a record."""
+    try:
+        return Store(path, run)
+    except OSError as e:
+        say("supervisor", f"{e}: no history and no audit trail in this run; the loop goes on")
+        return None
+
+
+def open_writer(path: Path, settings: str) -> RecordWriter | None:
+    """As open_store, for the full-rate record."""
+    try:
+        return RecordWriter(path, layout=core.LAYOUT, settings=settings, record_size=core.RECORD_SIZE, sync=True)
+    except OSError as e:
+        say("supervisor", f"{path}: {e.strerror or e}: no record in this run; the loop goes on")
+        return None
 
 
 def _burn() -> None:
@@ -71,26 +105,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--burn", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     die_with_parent(args.parent)
+    signal.signal(FREEZE_SIGNAL, signal.SIG_IGN)  # until the loop listens: `ballast freeze` must not kill a supervisor that starts
     instance = instances.read(args.directory)
     if instance is None:
         say("supervisor", f"{args.directory}/instance.json cannot be read")
         return EXIT_FAILED
     site = site_from(args.directory / "site.json")
     image = core.ProcessImage.open(args.image_fd)
-    store = Store(Path(instance.store), instance.run)
-    writer = None
+    store = open_store(Path(instance.store), instance.run)
+    writer, freezer = None, None
     if instance.out is not None:
-        path = Path(instance.out) / RECORD_NAME
+        writer = open_writer(Path(instance.out) / RECORD_NAME, site.settings_hash())
+    else:
         hashes = {"layout": core.LAYOUT, "settings": site.settings_hash()}
-        writer = RecordWriter(path, **hashes, record_size=core.RECORD_SIZE, sync=True)
+        freezer = Freezer(Path(instance.store).parent / FREEZE_NAME, **hashes, record_size=core.RECORD_SIZE)
     clock = RealClock()
     if args.burn:
         threading.Thread(target=_burn, daemon=True).start()
-    supervisor = Supervisor(image, site, clock, writer=writer, store=store)
+    supervisor = Supervisor(image, site, clock, writer=writer, store=store, freezer=freezer)
     asyncio.run(serve(supervisor, image, clock))
     if writer is not None:
         writer.close()
-    store.close()
+    if store is not None:
+        store.close()
     return 0
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ import numpy as np
 from _core import image as core
 from controller import build
 from controller.clock import Clock
+from controller.freeze import Freezer
+from controller.process import say
 from controller.records import RecordWriter
 from controller.schedule import active_row
 from controller.site import Site
@@ -31,6 +35,8 @@ SP_NONE, SP_BASE = 0, 2
 MAX_EVENTS = 5000
 MAX_EVENTS_PER_STEP = 20  # a chattering limit must not fill the disk
 LOOK_TICKS = 120  # a late step of 1.19 s is still one row
+PRUNE_S = 3600.0
+FREEZE_MODES = (core.MODE_FAULT, core.MODE_TRIP)
 QUIET_S = 10  # a limit is "over" after so long without it: it may act every other tick for minutes
 CLOCK_SLEW_S = 0.005  # per step; less than a tick, so that the billing phase never runs backwards
 CLOCK_JUMP_S = 60.0  # beyond it the clock was set, and the window's phase jumps with it
@@ -42,14 +48,15 @@ class Event:
 
     t_ns: int
     wall_s: float
-    kind: str  # mode, start, limit, alarm, slot, device, bus, ticks, records, clock, schedule
+    kind: str  # mode, start, limit, alarm, slot, device, bus, ticks, records, clock, schedule, disk, freeze
     text: str
 
 
 class Supervisor:
     """One site's supervisor. `step(now_ns)` once a second, `close(now_ns)` at the end.
 
-    `writer` None: no full-rate record. `store` None: events stay in memory (`events`, the newest 5,000).
+    `writer` None: no full-rate record. `store` None: events stay in memory (`events`, the newest 5,000). `freezer`: keeps
+    what led to a trip where nothing writes a full-rate record.
     """
 
     def __init__(
@@ -60,8 +67,10 @@ class Supervisor:
         *,
         writer: RecordWriter | None = None,
         store: Store | None = None,
+        freezer: Freezer | None = None,
     ) -> None:
         self.image, self.site, self.clock, self.writer, self.store = image, site, clock, writer, store
+        self.freezer = freezer
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.events_total = 0
         self.last: dict[str, float] = {}  # the newest history row
@@ -83,6 +92,9 @@ class Supervisor:
         self._alive: dict[str, bool] = {}
         self._budget = MAX_EVENTS_PER_STEP
         self._resumed = self._position > 0
+        self._frozen = 0
+        self._next_prune_s = 0.0
+        self._trouble: dict[str, str] = {}  # what the disk refuses now
         self._history_from = (store.last_position() or 0) if store is not None else 0
 
     def _resume(self) -> int:
@@ -102,6 +114,24 @@ class Supervisor:
         self._billing(now_ns, wall_s)
         self._drain(now_ns, wall_s)
         self._devices(now_ns, wall_s)
+        self._disk(now_ns, wall_s)
+
+    def urgent(self) -> bool:
+        """True when mode or alarms are no longer what the last step saw: that belongs on the disk within a second."""
+        latest = self.image.latest()
+        return latest is not None and (latest["out"]["mode"], latest["out"]["alarms"]) != (self._mode, self._alarms)
+
+    def look(self, now_ns: int) -> None:
+        """Between two steps: takes what is in the ring, and nothing else."""
+        self._drain(now_ns, self.clock.wall_s())
+
+    def freeze(self, why: str, now_ns: int) -> None:
+        """Keeps the last 60 s and the next 10 s at full rate."""
+        wall_s = self.clock.wall_s()
+        if self.freezer is not None:
+            self.freezer.ask(why)
+        text = "every tick is recorded already" if self.freezer is None else "the last 60 s and the next 10 s are kept"
+        self.event("freeze", f"{why}: {text}", now_ns, wall_s)
 
     def close(self, now_ns: int) -> None:
         """Takes what is left in the ring and closes the record's last segment."""
@@ -110,6 +140,8 @@ class Supervisor:
         self._drain(now_ns, wall_s)
         if self.writer is not None:
             self.writer.flush(None, wall_s)
+        if self.freezer is not None:
+            self.freezer.close(wall_s)
         self._commit_history(wall_s)
 
     def event(self, kind: str, text: str, t_ns: int, wall_s: float) -> None:
@@ -125,7 +157,10 @@ class Supervisor:
             )
         self.events.append(Event(t_ns, wall_s, kind, text))
         if self.store is not None:
-            self.store.add_event(wall_s, t_ns, kind, text)
+            try:
+                self.store.add_event(wall_s, t_ns, kind, text)
+            except OSError as e:  # neither database nor reserve: the loop goes on, and stderr is told once
+                self._trouble_is("audit", str(e))
 
     # ---- what goes to the engine
 
@@ -165,26 +200,53 @@ class Supervisor:
 
     def _drain(self, now_ns: int, wall_s: float) -> None:
         flush = self.writer is not None and now_ns >= self._next_flush_ns
-        state, limit = self._state_now() if flush else (None, None)
+        wanted = flush or self.freezer is not None
+        state, limit = self._state_now() if wanted else (None, None)
         first = self._position
         raw, self._position = self.image.drain(first) if limit is None else self.image.drain(first, max(0, limit - first))
         lost = self._position - first - len(raw) // core.RECORD_SIZE
         if lost:
             self.event("records", f"{lost} ticks were overwritten in the ring before they were read", now_ns, wall_s)
         rows = np.frombuffer(raw, self._dtype)
+        if len(rows):
+            self._keep(raw, rows["tick"], first, wall_s)
         if len(rows) and self._resumed:
             self._take_over(rows[0], now_ns, wall_s)
         for at in range(0, len(rows), LOOK_TICKS):  # one second, or what a restarted supervisor finds
             last = min(at + LOOK_TICKS, len(rows))
             behind_s = (int(rows[-1]["inp"]["t_ns"]) - int(rows[last - 1]["inp"]["t_ns"])) / 1e9
             self._look(rows[at:last], self._position - len(rows) + last, wall_s - behind_s)
-        if self.writer is not None:
-            self.writer.add(raw, first, self._position)
-            if flush:
-                self.writer.flush(self._proven_state(state, raw), wall_s)
-                self._next_flush_ns = now_ns + int(FLUSH_S * 1e9)
+        proven = self._proven_state(state, raw) if wanted else None
+        if self.writer is not None and flush:
+            self.writer.flush(proven, wall_s)
+            self._next_flush_ns = now_ns + int(FLUSH_S * 1e9)
+        if self.freezer is not None:
+            self.freezer.end_of_step(proven, wall_s)
         if len(self._history) >= FLUSH_S:
             self._commit_history(wall_s)
+
+    def _keep(self, raw: bytes, ticks: np.ndarray, first: int, wall_s: float) -> None:
+        """Hands the records on; a start of control (its ticks begin anew, with the kernel's reset) begins a segment."""
+        sinks = [sink for sink in (self.writer, self.freezer) if sink is not None]
+        start = self._position - len(ticks)  # ring position of ticks[0]; first < start: the oldest were overwritten
+        before = self._tick if self._tick is not None else 0
+        cuts = [i for i in (np.flatnonzero(np.diff(ticks, prepend=before) <= 0)).tolist() if start + i > 0]
+        if sinks and not sinks[0].site:
+            self._name_site(sinks)
+        for begin, end in pairwise(sorted({0, *cuts, len(ticks)})):
+            if begin in cuts:
+                for sink in sinks:
+                    sink.flush(None, wall_s, fresh=True)
+                if self.freezer is not None:
+                    self.freezer.ask("restart")  # control died or slept: what led to it is worth keeping
+                self._name_site(sinks)
+            part = raw[begin * core.RECORD_SIZE : end * core.RECORD_SIZE]
+            for sink in sinks:
+                sink.add(part, first if begin == 0 else start + begin, start + end, wall_s)
+
+    def _name_site(self, sinks: Sequence[RecordWriter | Freezer]) -> None:
+        for sink in sinks:
+            sink.site = self.image.site()
 
     def _take_over(self, first: np.void, now_ns: int, wall_s: float) -> None:
         """A restarted supervisor: what its predecessor has already told is no event; that it died is one."""
@@ -266,6 +328,8 @@ class Supervisor:
             self._mode = int(modes[i])
             self._next_flush_ns = 0  # what led to it is on disk with the next step
             self.event("mode", text, int(t_ns[i]), wall_s)
+            if self.freezer is not None and self._mode in FREEZE_MODES:
+                self.freezer.ask(core.MODE_NAMES[self._mode])
         for i in _changes(steps, self._start):
             self._start = int(steps[i])
             self.event("start", core.START_NAMES[self._start], int(t_ns[i]), wall_s)
@@ -277,10 +341,10 @@ class Supervisor:
         last_ns = int(t_ns[-1])
         for bit, (name, words) in core.LIMIT_TEXT.items():
             if seen & bit:
+                hits = np.flatnonzero(limits & np.uint64(bit))
                 if bit not in self._limit_last_ns:
-                    first = int(np.argmax((limits & np.uint64(bit)) != 0))
-                    self.event("limit", f"{name} on: {words}", int(t_ns[first]), wall_s)
-                self._limit_last_ns[bit] = last_ns
+                    self.event("limit", f"{name} on: {words}", int(t_ns[hits[0]]), wall_s)
+                self._limit_last_ns[bit] = int(t_ns[hits[-1]])
             elif bit in self._limit_last_ns and last_ns - self._limit_last_ns[bit] > QUIET_S * 1e9:
                 self.event("limit", f"{name} off", self._limit_last_ns.pop(bit), wall_s)
         alarms = out["alarms"]
@@ -320,6 +384,34 @@ class Supervisor:
         if self.store is not None and self._history:
             self.store.add_history(self._history)
             self._history.clear()
+            if wall_s >= self._next_prune_s:
+                self.store.prune(wall_s)
+                self._next_prune_s = wall_s + PRUNE_S
+
+    def _disk(self, now_ns: int, wall_s: float) -> None:
+        """What the disk refuses, said once, and once when it takes again."""
+        told = {
+            "record": (self.writer.error, f"{self.writer.lost} ticks are not in the record") if self.writer else ("", ""),
+            "history": (self.store.error, "the audit trail goes on in the reserve, history pauses") if self.store else ("", ""),
+            "freeze": (self.freezer.error, "what led to a trip is not kept") if self.freezer else ("", ""),
+        }
+        if self.freezer is not None and len(self.freezer.written) > self._frozen:
+            self._frozen = len(self.freezer.written)
+            self.event("freeze", f"kept at full rate in {self.freezer.written[-1]}", now_ns, wall_s)
+        for what, (error, words) in told.items():
+            if error and self._trouble_is(what, error):
+                self.event("disk", f"{what}: {error}: {words}", now_ns, wall_s)
+            elif not error and what in self._trouble:
+                del self._trouble[what]
+                self.event("disk", f"{what}: the disk takes it again", now_ns, wall_s)
+
+    def _trouble_is(self, what: str, error: str) -> bool:
+        """True and a line on stderr where it was not known."""
+        new = self._trouble.get(what) is None
+        self._trouble[what] = error
+        if new:
+            say("supervisor", f"{what}: {error}; the loop goes on without it")
+        return new
 
 
 def _changes(values: np.ndarray, before: int | None) -> list[int]:

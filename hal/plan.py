@@ -472,7 +472,8 @@ def _notes(plan: Plan, plans: list[_BusPlan], timing: SiteTiming, meter: Txn) ->
                 f"over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms"
             )
         if any(m.assumed for _, _, m in b.devices):
-            plan.notes.append(f"bus {b.spec.name}: planned with assumed SunSpec shapes; `ballast scan` reads the real ones")
+            shapes = "planned with the shapes the standard gives SunSpec models; at start the devices are asked for theirs"
+            plan.notes.append(f"bus {b.spec.name}: {shapes}")
         if timing.rvrt_s > 0.0 and b.command >= 0 and not any(t.kind == RENEW for t in b.txns):
             plan.notes.append(f"bus {b.spec.name}: the PCS has no reversion timer: after loss of control it keeps its last setpoint")
     if meter.window_ms or meter.update_ms:

@@ -79,6 +79,9 @@ class FakeImage:
             state["last_t_ns"] = self.rows["inp"]["t_ns"][-1]
         return state.tobytes()
 
+    def site(self) -> dict[str, float]:
+        return {"f_nom_hz": 50.0}
+
     def write_limits(self, **fields: float) -> None:
         self.limits_written.append(fields)
 

@@ -99,6 +99,26 @@ def test_a_run_with_out_leaves_summary_record_and_truth(start: Callable[..., Liv
     raw = b"".join(s.records for s in segments if isinstance(s, Segment))
     ticks = np.frombuffer(raw, core.record_dtype())["tick"]
     assert ticks[0] == 1 and ticks[-1] - ticks[0] + 1 - len(ticks) <= summary["missed_ticks"] + 5
+    replayed = live.ballast("replay", str(tmp_path / "out"))
+    assert replayed.returncode == 0 and "every bit" in replayed.stdout, replayed.stdout
+    assert (tmp_path / "out" / "report.html").exists() or "no report" in live.text()
+
+
+def test_freeze_and_explain_of_a_running_site(start: Callable[..., Live], tmp_path: Path) -> None:
+    live = start()
+    got = live.until(in_grid)
+    told = live.ballast("explain", "now")
+    assert told.returncode == 0 and "mode GRID" in told.stdout
+    assert live.ballast("explain", "-2").returncode == 0 and live.ballast("explain", "-300").returncode == 2
+    assert live.ballast("freeze").returncode == 0
+    directory = Path(got["store"]).parent / "freeze"
+    end = time.monotonic() + 15
+    while time.monotonic() < end and not list(directory.glob("*.blst")):
+        time.sleep(0.1)
+    os.kill(got["control"]["pid"], signal.SIGKILL)  # a new control starts from the kernel's reset, in the middle of the file
+    live.until(lambda s: 200 < s["image"]["tick"] < got["image"]["tick"], 20)
+    replayed = live.ballast("replay", str(directory))
+    assert replayed.returncode == 0 and "control starts anew" in replayed.stdout, replayed.stdout + replayed.stderr
 
 
 def test_a_life_with_operator_kills_and_a_ramp_down(start: Callable[..., Live]) -> None:

@@ -301,3 +301,57 @@ def test_stale_or_unverified_devices_keep_the_gate_shut() -> None:
     r.inp["verified"] = -1
     out = r.step()
     assert out["mode"] == FAULT and "identity" in alarms(out)
+
+
+def test_a_reversed_meter_trips_within_a_second_and_waits_for_a_person() -> None:
+    r = Rig(load_w=300e3).to_grid()
+    r.step(1200)
+    r.meter_sign = -1.0
+    r.step(60, load_w=302e3)
+    assert r.out["mode"] == FAULT and "meter_sign" in alarms(r.out) and r.out["p_cmd_w"] == 0.0
+    assert r.step(3000)["mode"] == FAULT
+
+
+def test_no_load_looks_like_a_reversed_meter() -> None:
+    import random
+
+    rng = random.Random(5)
+    r = Rig(load_w=300e3).to_grid()
+    shapes = [
+        lambda k: 120e3 * (k % 200 < 100),
+        lambda k: 1500.0 * (k % 300),
+        lambda k: rng.uniform(-60e3, 60e3),
+        lambda k: 400e3 * (k > 50),
+    ]
+    for shape in shapes:
+        for k in range(600):
+            r.step(1, load_w=100e3 + shape(k))
+            assert "meter_sign" not in alarms(r.out)
+
+
+def test_contactors_that_open_under_way_are_a_fault() -> None:
+    r = Rig().to_grid()
+    r.inp["bms"]["bms_state"] = 1.0
+    out = r.step()
+    assert out["mode"] == FAULT and "bms_fault" in alarms(out) and out["p_cmd_w"] == 0.0
+
+
+def test_one_answer_with_a_sentinel_is_no_permission_for_its_tick_and_no_fault() -> None:
+    r = Rig().to_grid()
+    r.step(5, load_w=430e3)
+    r.inp["bms_lim"]["g"]["quality"] = 2
+    assert r.step()["p_cmd_w"] == 0.0 and r.out["mode"] == GRID
+    r.inp["bms_lim"]["g"]["quality"] = 1
+    assert r.step(500)["p_cmd_w"] > 8e3  # the reference comes back at the ramp
+
+
+def test_a_blackout_after_a_trip_comes_back_by_itself() -> None:
+    r = Rig().to_grid()
+    r.step(1200)
+    r.inp["meter"]["v1_v"] = 0.0
+    assert r.step(20)["mode"] == TRIP
+    r.stale |= {"pcs", "pcs_ctl"}
+    assert r.step(200)["mode"] == FAULT
+    r.stale.clear()
+    r.inp["meter"]["v1_v"] = 230.0
+    assert r.step(1500)["mode"] == GRID

@@ -1,0 +1,59 @@
+"""The documents say what is: tables made from their source, links and names that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from controller import settings
+from controller.site import load
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def test_settings_page_is_made_from_the_table() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text() == settings.markdown(), "python -m controller.settings > docs/settings.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+?)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text()
+    for path in re.findall(r"`((?:_core|hal|controller|bench|tests|docs)/[\w/.-]+\.\w+)", text):
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_every_hop_of_the_tour_names_a_function_that_is_there() -> None:
+    text = (ROOT / "docs" / "tour.md").read_text()
+    source = "\n".join(p.read_text() for p in ROOT.glob("[_bch]*/**/*.p[yx]*") if p.suffix in (".py", ".pyx", ".pxd"))
+    names = set(re.findall(r"`(_?[a-z]\w+)`", text)) - {"grid_p_w"}
+    missing = {n for n in names if not re.search(rf"\b(def|cdef|inline|void|int|bint|double|class)\b[^\n]*\b{n}\b", source)}
+    assert not missing
+
+
+def test_tests_that_the_safety_page_names_exist() -> None:
+    text = (ROOT / "docs" / "safety.md").read_text()
+    tests = "\n".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
+    names = re.findall(r"::(test_\w+)", text)
+    assert len(names) >= 10
+    for name in names:
+        assert f"def {name}" in tests, name
+
+
+def test_the_readme_s_first_site_file_is_readable_toml() -> None:
+    import tomllib
+
+    block = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert block
+    site = tomllib.loads(block[1])
+    assert site["site"]["f_nom_hz"] == 50.0
+    load(None, [], lambda: [])  # and the built-in one, which it is cut from, is whole
