@@ -96,11 +96,14 @@ class Parent:
 
     # ---- children
 
-    def start(self) -> None:
-        """Starts everything. Raises SiteError where a port cannot be used, or the virtual cabinet refuses its load or
-        settings.
+    def start(self) -> bool:
+        """Starts everything; False where it was asked to stop before.
+
+        Raises SiteError where a port cannot be used, or the virtual cabinet refuses its load or settings.
         """
         self._wait_for_the_last_one()
+        if self.stopping:
+            return False
         if problems := build.port_problems(self.site):
             raise SiteError(problems)
         if self.site.virtual:
@@ -120,6 +123,7 @@ class Parent:
         self._wait_for_lease()
         self.control.start()
         self._tell()
+        return True
 
     def _wait_for_the_last_one(self) -> None:
         """Where an earlier run's parent was killed, its control is still ramping down, and has the ports: at most 60 s."""
@@ -230,9 +234,8 @@ class Parent:
                 if live:
                     # The picture owns the terminal; what children say is kept beside it and shown if the run fails.
                     self.log = stack.enter_context(open(log_path, "wb"))
-                self.start()
                 # Before the first picture: a refusal at start belongs on the plain terminal.
-                going = self._wait_for_first_tick()
+                going = self.start() and self._wait_for_first_tick()
                 show = stack.enter_context(_live(self)) if live and going else _lines(self)
                 while going and self._look_after():
                     self._wait()
@@ -305,8 +308,10 @@ class Parent:
             if self.plant.child.wait(4 * LEAVE_S) is None:  # it writes its truth
                 self.plant.child.send(signal.SIGKILL)
                 self.plant.child.wait(1)
-        with contextlib.suppress(OSError):
-            (self.directory / "instance.json").unlink()
+        left = instance.read(self.directory)
+        if left is None or left.pid == os.getpid():  # not that of an earlier run whose control still ramps down
+            with contextlib.suppress(OSError):
+                (self.directory / "instance.json").unlink()
 
     # ---- afterwards
 

@@ -191,6 +191,7 @@ class Relay:
         self.path, self.link = path, link
         self.names: list[str] = []
         self.cut_after = -1  # bytes of the next answer that still pass
+        self.babble = False  # a device that talks without end
         self.stop = threading.Event()
         self.thread: threading.Thread | None = None
         self.plug()
@@ -213,6 +214,11 @@ class Relay:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(85))
         opened = False
         while not self.stop.is_set():
+            if self.babble:
+                time.sleep(0.001)
+                with contextlib.suppress(OSError):
+                    os.write(self.near, b"\x01\x03\x18" * 1000)
+                continue
             for fd in select.select([self.far, self.near], [], [], 0.05)[0]:
                 try:
                     data = os.read(fd, 4096)

@@ -414,6 +414,12 @@ def test_cables_that_are_pulled_and_return_under_other_names(tmp_path: Path) -> 
     try:
         live.open()
         live.grid(30)
+        cables[0].babble, before = True, live.image.engine_stats()
+        time.sleep(2)
+        cables[0].babble, after = False, live.image.engine_stats()
+        assert after["bytes_in"] - before["bytes_in"] > 100_000
+        assert after["ticks"] - before["ticks"] > 150, "a device that talks without end costs itself, not the tick"
+        until(lambda: live.out["mode"] == core.MODE_GRID and not live.limit("meter_stale"), 10, live.text())
         time.sleep(11)  # a GRID that counts as clean: a fault after it is left without a person
         control = live.here.control_pid
         fds = len(os.listdir(f"/proc/{control}/fd"))
