@@ -248,7 +248,7 @@ def test_a_disk_that_takes_nothing_stops_nobody(hall: Hall, fault: str) -> None:
     held = live.ballast("hold", "0", "--for", "5")
     assert held.returncode == 0, "whoever wants 0 W is heard first: " + held.stderr
     until(lambda: live.limit("hold"), 2)
-    assert modes(live, head) == {core.MODE_GRID} and live.here.control_pid == control
+    assert modes(live, head) == {core.MODE_GRID} and live.here.control_pid == control and not live.limit("lease")
     if fault == "full":
         junk.unlink()
     else:
