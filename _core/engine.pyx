@@ -83,14 +83,15 @@ cdef void take_limits(Core* c) noexcept nogil:
     cdef Limits new
     cdef Limits* l = &c.rec.lim
     cdef LimitsSlot* slot = &c.m.limits
-    if slot.counter != c.seen_limits:
+    cdef uint32_t counter = slot.counter        # before the copy: a writer in between is read again in the next tick
+    if counter != c.seen_limits:
         if read_limits(slot, &new) and finite(
             new.import_limit_w + new.export_limit_w + new.ramp_up_w_per_s + new.ramp_down_w_per_s + new.p_charge_max_w
             + new.p_discharge_max_w + new.soc_min + new.soc_max + new.soc_target
         ) and new.ramp_up_w_per_s > 0.0 and new.ramp_down_w_per_s > 0.0:
             c.last_limits = new
             c.have_limits = 1
-            c.seen_limits = slot.counter
+            c.seen_limits = counter
         else:
             c.m.engine.setpoint_rejects += 1
     l.lease_until_ns = 0
@@ -120,14 +121,16 @@ cdef void take_limits(Core* c) noexcept nogil:
 cdef void take_setpoints(Core* c) noexcept nogil:
     """Slots whose counter moved: range and NaN are judged here, on the engine's side; what fails leaves the last good value standing."""
     cdef Setpoint sp
+    cdef uint32_t counter
     cdef int k
     for k in range(SLOTS):
-        if c.m.setpoint[k].counter == c.seen[k]:
+        counter = c.m.setpoint[k].counter
+        if counter == c.seen[k]:
             continue
         if read_setpoint(&c.m.setpoint[k], &sp) and 0 <= sp.kind <= SP_BASE and finite(sp.value_w) \
                 and -10.0 * c.m.site.s_rated_va <= sp.value_w <= 10.0 * c.m.site.s_rated_va:
             c.live.slot[k] = sp
-            c.seen[k] = c.m.setpoint[k].counter
+            c.seen[k] = counter
         else:
             c.m.engine.setpoint_rejects += 1
 

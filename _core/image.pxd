@@ -344,7 +344,7 @@ ctypedef struct State:
     int32_t mode
     int32_t start_step
     int32_t reset_seen
-    int32_t resets
+    int32_t tripped             # a TRIP since the last GRID: the enter-service delay counts, whatever the converter does
     uint32_t alarms             # latched until reset
     int32_t adopt               # 1: the PCS was live when we came
     int32_t was_clean           # GRID had been held without a fault: an automatic reset is allowed

@@ -207,16 +207,16 @@ cdef inline void start(const Inputs* i, const Site* s, State* st, const Work* w,
     cdef int before = st.start_step
     if not (w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) == 0):
         st.start_step = START_DEVICES
-    elif st.adopt and st.start_step > START_DEVICES and not live:
-        st.start_step = START_DEVICES           # it stopped by itself: nothing is left to adopt
+    elif st.adopt and st.start_step > START_DEVICES and (not live or (s.has_pcs_ctl and i.pcs_ctl.wset_ena != 1.0)):
+        st.start_step = START_DEVICES           # it stopped or reverted by itself: nothing is left to adopt
     elif st.start_step == START_DEVICES:
         # what the converter was told before us must have been read: on it hangs whether it is adopted
         if (not s.has_pcs_ctl or i.pcs_ctl.g.count) and (not s.has_pcs_life or i.pcs_life.g.count):
-            st.adopt = live and (not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0)
+            st.adopt = live and (not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0) and st.bad_since_ns == 0 and not st.tripped
             st.start_step = START_REVERSION
     elif st.start_step == START_REVERSION:
         if not s.has_pcs_ctl or (age_s(i, &i.pcs_ctl.g) < 3.0 and i.pcs_ctl.g.t_ns > st.step_since_ns and i.pcs_ctl.wset_rvrt_ena == 1.0
-                                 and i.pcs_ctl.wset_rvrt_w == 0.0 and i.pcs_ctl.wset_rvrt_s == s.pcs_rvrt_s):
+                                 and i.pcs_ctl.wset_rvrt_w == 0.0 and abs_w(i.pcs_ctl.wset_rvrt_s - s.pcs_rvrt_s) < 1.0):
             st.start_step = START_BMS
     elif st.start_step == START_BMS:
         if not bms_closed and s.has_bms:
@@ -304,7 +304,7 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
             fault(st, i, now)
         elif i.pcs.pcs_state != PCS_RUNNING and i.pcs.pcs_state != PCS_THROTTLED:
             fault(st, i, ALM_PCS_FAULT)
-        elif s.has_pcs_ctl and (i.pcs_ctl.wset_rvrt_ena != 1.0 or i.pcs_ctl.wset_rvrt_s != s.pcs_rvrt_s
+        elif s.has_pcs_ctl and (i.pcs_ctl.wset_rvrt_ena != 1.0 or not abs_w(i.pcs_ctl.wset_rvrt_s - s.pcs_rvrt_s) < 1.0
                                 or not age_s(i, &i.pcs_ctl.g) <= 2.0 * s.pcs_rvrt_s + 2.0):
             fault(st, i, ALM_REVERSION)
         elif grid_bad and st.mode == MODE_GRID:
@@ -313,9 +313,14 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
             else:
                 st.alarms |= ALM_GRID_OUTSIDE
                 st.was_clean = since_s(i, st.mode_since_ns) >= PROVED_S
+                st.tripped = 1
                 enter(st, i, MODE_TRIP)
         elif st.mode == MODE_ISLAND and not forming(i):
             enter(st, i, MODE_RESYNC)
+    elif st.mode == MODE_STOP:
+        if now or grid_bad:                     # no ramp beside a dead grid or a lost device: 0 now
+            st.alarms |= now | (ALM_GRID_OUTSIDE if grid_bad else 0)
+            st.stop_s = 0.0
     elif st.mode == MODE_RESYNC:
         if now:
             fault(st, i, now)
@@ -361,6 +366,7 @@ cdef inline void go(const Inputs* i, const Site* s, State* st, const Work* w) no
     """Into GRID from measured power, so that a live converter is adopted without a bump."""
     enter(st, i, MODE_GRID)
     st.start_step = START_DONE
+    st.tripped = 0
     st.model_p_w = i.pcs.batt_p_w
     st.model_target_w = i.pcs.batt_p_w
     st.model_at = st.q_n
@@ -586,6 +592,8 @@ cdef inline void device_limits(const Inputs* i, const Limits* lim, const Site* s
         if i.bms_lim.batt_p_charge_max_w == i.bms_lim.batt_p_charge_max_w:
             less(&w.cha_w, &w.cha_why, i.bms_lim.batt_p_charge_max_w, LIM_BMS_CHARGE)
         t = 0.02 * (s.batt_v_max_v - s.batt_v_min_v)
+        if not t < INF:                         # no upper limit given
+            t = 0.02 * i.bms_lim.batt_v
         less(&w.dis_w, &w.dis_why, s.pcs_p_max_w * taper(i.bms_lim.batt_v - s.batt_v_min_v, t), LIM_BATT_V)
         less(&w.cha_w, &w.cha_why, s.pcs_p_max_w * taper(s.batt_v_max_v - i.bms_lim.batt_v, t), LIM_BATT_V)
 
@@ -792,8 +800,13 @@ cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* 
     elif st.mode != MODE_GRID and st.mode != MODE_STOP:
         p = 0.0
         w.flags |= LIM_MODE
-    # a live converter keeps its setpoint until the battery's limits are known: before, they count as 0
-    o.gate = i.verified == 1 and (st.mode != MODE_STANDBY or st.start_step >= (START_HEARTBEAT if st.adopt else START_BMS))
+    # What the kernel decides always leaves: 0 W most of all when meter or BMS are gone. (hal lets nothing out to a PCS that is not the one
+    # that was compiled.) Only the start waits: a live converter keeps its setpoint until the battery's limits are known, and goes to 0 when
+    # they are known to be 0; its reversion timer is renewed with commands only, so that a wait without end ends at 0 W by itself.
+    o.gate = st.mode != MODE_STANDBY or (i.verified == 1 and (
+        st.start_step >= (START_HEARTBEAT if st.adopt else START_BMS)
+        or (st.start_step == START_BMS and w.bms_now and w.dis_w == 0.0 and w.cha_w == 0.0
+            and not (s.has_bms_temp and age_s(i, &i.bms_temp.g) > 10.0 * s.bms_lost_s))))
     if st.mode == MODE_STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE              # the engine may leave once the command has gone out
         o.op_request = OP_STOP
@@ -801,7 +814,7 @@ cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* 
     o.p_cmd_w = p
     st.cmd_w = p
     o.enable = 1.0
-    o.rvrt_s = s.pcs_rvrt_s
+    o.rvrt_s = 0.0 if st.mode == MODE_STANDBY and st.start_step == START_DEVICES else s.pcs_rvrt_s
     st.proven = st.proven + 1 if o.gate else 0
     o.heartbeat = <double>((i.tick // 100) & 0x3FFFFFFF) + 1.0 if o.gate else 0.0      # a sign of life from proven ticks only
     if o.gate:

@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
                                         record_size=im.RECORD_SIZE),
         )  # fmt: skip
     except (SiteError, ConfigError, TraceError) as e:
-        print("\n".join(str(p) for p in e.problems), file=sys.stderr)
+        print(e, file=sys.stderr)  # every problem, a line each
         return 2
     seconds = a.for_s if a.for_s is not None else sim.load_s
     if not math.isfinite(seconds):

@@ -65,7 +65,8 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.key} = {self.value!r}: {self.why}; {self.remedy}"
+        shown = f"{self.key} = {self.value!r}" if self.value is not None else self.key
+        return ": ".join(part for part in (self.file, shown, self.why) if part) + f"; {self.remedy}"
 
 
 class ProfileError(Exception):

@@ -340,8 +340,8 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         return False
     if c.txn[t].kind != K_VERIFY and not _commandable(b, d):
         return False
-    if c.txn[t].kind == K_RENEW and not b.outputs.rvrt_s > 0.0:
-        return False
+    if c.txn[t].kind == K_RENEW and (not b.outputs.rvrt_s > 0.0 or b.outputs.gate != 1):
+        return False                        # the timer lives on commands: who commands nothing must not keep old power alive
     if c.early and c.txn[t].readback:       # the kernel waits for it
         if _start(b, c, t, True, INT64_MAX, now):
             b.fast_pending += c.current_fast

@@ -83,8 +83,7 @@ def open_port(port: str, baud: int, parity: str = "E", stop_bits: int = 1) -> in
 def _explain(port: str, e: OSError) -> PortError:
     """What an open() that failed means to the person at the cabinet."""
     if e.errno == errno.ENOENT:
-        have = sorted(str(p) for pattern in ("ttyUSB*", "ttyACM*", "ttyS*") for p in Path("/dev").glob(pattern))[:8]
-        seen = "there are " + ", ".join(have) if have else "no serial port is here at all"
+        seen = "there are " + ", ".join(have) if (have := _ports_here()) else "no serial port is here at all"
         return PortError(port, "does not exist", f"check plug and name ({seen}); /dev/serial/by-id keeps names stable", e.errno)
     if e.errno in (errno.EACCES, errno.EPERM):
         group = "dialout"
@@ -96,6 +95,13 @@ def _explain(port: str, e: OSError) -> PortError:
     if e.errno in (errno.ENXIO, errno.EIO, errno.ENODEV):
         return PortError(port, f"has no hardware behind it ({e.strerror})", "check the adapter; replug it", e.errno)
     return PortError(port, f"cannot be opened: {e.strerror}", "check the path", e.errno or errno.EIO)
+
+
+def _ports_here() -> list[str]:
+    """Serial ports of this machine with what hangs on them, as a person would name them; at most eight."""
+    from serial.tools import list_ports  # only where somebody has to read it
+
+    return [f"{p.device} ({p.description})" if p.description != "n/a" else p.device for p in sorted(list_ports.comports())][:8]
 
 
 def _holder(port: str) -> str:

@@ -187,7 +187,7 @@ typedef struct {
     int32_t mode;
     int32_t start_step;
     int32_t reset_seen;
-    int32_t resets;
+    int32_t tripped;
     uint32_t alarms;
     int32_t adopt;
     int32_t was_clean;
@@ -451,16 +451,16 @@ static inline void start(const Inputs *i, const Site *s, State *st, const Work *
     const PcsControl *c = &i->pcs_ctl;
     if (!(w->meter_ok && w->pcs_ok && w->bms_ok && i->verified == 1 && causes(i, s, st, w) == 0)) {
         st->start_step = START_DEVICES;
-    } else if (st->adopt && st->start_step > START_DEVICES && !live) {
+    } else if (st->adopt && st->start_step > START_DEVICES && (!live || (s->has_pcs_ctl && c->wset_ena != 1.0))) {
         st->start_step = START_DEVICES;
     } else if (st->start_step == START_DEVICES) {
         if ((!s->has_pcs_ctl || c->g.count) && (!s->has_pcs_life || i->pcs_life.g.count)) {
-            st->adopt = live && (!s->has_pcs_ctl || c->wset_ena == 1.0);
+            st->adopt = live && (!s->has_pcs_ctl || c->wset_ena == 1.0) && st->bad_since_ns == 0 && !st->tripped;
             st->start_step = START_REVERSION;
         }
     } else if (st->start_step == START_REVERSION) {
         if (!s->has_pcs_ctl || (age_s(i, &c->g) < 3.0 && c->g.t_ns > st->step_since_ns && c->wset_rvrt_ena == 1.0 && c->wset_rvrt_w == 0.0
-                                && c->wset_rvrt_s == s->pcs_rvrt_s))
+                                && abs_w(c->wset_rvrt_s - s->pcs_rvrt_s) < 1.0))
             st->start_step = START_BMS;
     } else if (st->start_step == START_BMS) {
         if (!bms_closed && s->has_bms) {
@@ -538,6 +538,7 @@ static inline void go(const Inputs *i, const Site *s, State *st)
 {
     enter(st, i, GRID);
     st->start_step = START_DONE;
+    st->tripped = 0;
     st->model_p_w = i->pcs.batt_p_w;
     st->model_target_w = i->pcs.batt_p_w;
     st->model_at = st->q_n;
@@ -578,7 +579,7 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
             fault(st, i, now);
         } else if (i->pcs.pcs_state != PCS_RUNNING && i->pcs.pcs_state != PCS_THROTTLED) {
             fault(st, i, ALM_PCS_FAULT);
-        } else if (s->has_pcs_ctl && (i->pcs_ctl.wset_rvrt_ena != 1.0 || i->pcs_ctl.wset_rvrt_s != s->pcs_rvrt_s
+        } else if (s->has_pcs_ctl && (i->pcs_ctl.wset_rvrt_ena != 1.0 || !(abs_w(i->pcs_ctl.wset_rvrt_s - s->pcs_rvrt_s) < 1.0)
                                        || !(age_s(i, &i->pcs_ctl.g) <= 2.0 * s->pcs_rvrt_s + 2.0))) {
             fault(st, i, ALM_REVERSION);
         } else if (grid_bad && st->mode == GRID) {
@@ -587,6 +588,7 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
             } else {
                 st->alarms |= ALM_GRID_OUTSIDE;
                 st->was_clean = since_s(i, st->mode_since_ns) >= PROVED_S;
+                st->tripped = 1;
                 enter(st, i, TRIP);
             }
         } else if (st->mode == ISLAND && !forming(i)) {
@@ -618,6 +620,12 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
         start(i, s, st, w, o);
         if (st->bad_since_ns) w->causes |= ALM_GRID_OUTSIDE;
         if (st->start_step == START_DONE) go(i, s, st);
+        break;
+    case STOP:
+        if (now || grid_bad) {
+            st->alarms |= now | (grid_bad ? ALM_GRID_OUTSIDE : 0);
+            st->stop_s = 0.0;
+        }
         break;
     default:
         break;
@@ -824,6 +832,7 @@ static inline void device_limits(const Inputs *i, const Limits *lim, const Site 
         if (b->batt_p_discharge_max_w == b->batt_p_discharge_max_w) DIS(s->batt_eta * b->batt_p_discharge_max_w, LIM_BMS_DISCHARGE);
         if (b->batt_p_charge_max_w == b->batt_p_charge_max_w) CHA(b->batt_p_charge_max_w, LIM_BMS_CHARGE);
         t = 0.02 * (s->batt_v_max_v - s->batt_v_min_v);
+        if (!(t < INFINITY)) t = 0.02 * i->bms_lim.batt_v;
         DIS(s->pcs_p_max_w * taper(b->batt_v - s->batt_v_min_v, t), LIM_BATT_V);
         CHA(s->pcs_p_max_w * taper(s->batt_v_max_v - b->batt_v, t), LIM_BATT_V);
     }
@@ -1017,7 +1026,11 @@ static inline void gate(const Inputs *i, const Limits *lim, const Site *s, State
         p = 0.0;
         w->flags |= LIM_MODE;
     }
-    o->gate = i->verified == 1 && (st->mode != STANDBY || st->start_step >= (st->adopt ? START_HEARTBEAT : START_BMS));
+    o->gate = st->mode != STANDBY
+              || (i->verified == 1
+                  && (st->start_step >= (st->adopt ? START_HEARTBEAT : START_BMS)
+                      || (st->start_step == START_BMS && w->bms_now && w->dis_w == 0.0 && w->cha_w == 0.0
+                          && !(s->has_bms_temp && age_s(i, &i->bms_temp.g) > 10.0 * s->bms_lost_s))));
     if (st->mode == STOP && p == 0.0 && (i->stop >= 2 || !(since_s(i, st->stop_since_ns) < st->stop_s))) {
         st->start_step = START_DONE;
         o->op_request = OP_STOP;
@@ -1026,7 +1039,7 @@ static inline void gate(const Inputs *i, const Limits *lim, const Site *s, State
     o->p_cmd_w = p;
     st->cmd_w = p;
     o->enable = 1.0;
-    o->rvrt_s = s->pcs_rvrt_s;
+    o->rvrt_s = st->mode == STANDBY && st->start_step == START_DEVICES ? 0.0 : s->pcs_rvrt_s;
     st->proven = o->gate ? st->proven + 1 : 0;
     o->heartbeat = o->gate ? (double)((i->tick / 100) & 0x3FFFFFFF) + 1.0 : 0.0;
     if (o->gate) model_push(st, minus(i->command_t_ns, -to_ns(s->pcs_dead_s)), p);

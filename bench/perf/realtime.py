@@ -74,13 +74,14 @@ class Cyclictest:
 
     def __init__(self, seconds: float, out: Path) -> None:
         self.file = out / "cyclictest.json"
+        self.seconds = seconds
         command = ["cyclictest", "-q", "-m", "-t", "1", "-p", str(PRIORITY), "-i", str(PERIOD_US), f"--secaligned={PHASE_US}",
                    "-h", str(HISTOGRAM_US), "-D", str(int(seconds)), f"--json={self.file}"]  # fmt: skip
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def result(self) -> dict[str, float]:
         """Waits for its end. Raises RunFailed."""
-        _, err = self.process.communicate(timeout=60)
+        _, err = self.process.communicate(timeout=self.seconds + 60)
         if self.process.returncode:
             raise RunFailed(f"cyclictest ended with {self.process.returncode}: {err[-300:]}")
         return read_cyclictest(self.file.read_text())

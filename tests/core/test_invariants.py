@@ -71,7 +71,7 @@ def check(before: dict, state: dict, out: dict, inp: dict, lim: dict, site: dict
     adopting = out["mode"] == STANDBY and state["adopt"]
     assert p == 0.0 or out["mode"] in (GRID, STOP) or adopting
     assert q == 0.0 or out["mode"] == GRID
-    assert out["gate"] == 0 or inp["verified"] == 1
+    assert out["gate"] == 0 or inp["verified"] == 1 or out["mode"] != STANDBY
     assert out["heartbeat"] == 0.0 or out["gate"]
     if before["mode"] == out["mode"] == GRID and not before["stale"] and not out["limits_active"] & (HOLD | STALE):
         dt_s = min(max((inp["t_ns"] - before["last_t_ns"]) * 1e-9, 0.0), 1.0) if before["last_t_ns"] else 0.0

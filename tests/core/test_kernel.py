@@ -301,6 +301,67 @@ def test_stale_or_unverified_devices_keep_the_gate_shut() -> None:
     r.inp["verified"] = -1
     out = r.step()
     assert out["mode"] == FAULT and "identity" in alarms(out)
+    assert out["gate"] == 1 and out["p_cmd_w"] == 0.0  # 0 W leaves: hal alone judges whether the PCS is the right one
+
+
+def test_a_meter_or_battery_that_has_to_be_proven_again_does_not_stop_the_commands() -> None:
+    r = Rig().to_grid()
+    r.step(100)
+    r.step(5, load_w=440e3)
+    r.inp["verified"] = 0
+    r.stale.add("meter")
+    assert r.step(400)["p_cmd_w"] == 0.0 and r.out["gate"] == 1
+    assert abs(r.p_w) < 1.0  # the converter has heard it
+
+
+def test_a_live_converter_is_not_kept_alive_by_a_start_that_waits() -> None:
+    r = Rig()
+    r.running = True
+    r.p_w = r.target_w = 150e3
+    r.inp["pcs_ctl"].update(wset_ena=1.0, wset_w=150e3)
+    r.stale.add("bms")
+    out = r.step(500)
+    assert out["gate"] == 0 and out["rvrt_s"] == 0.0 and out["start_step"] == 0  # nothing renews its timer
+
+
+def test_a_live_converter_goes_to_zero_where_the_battery_forbids_all_power() -> None:
+    r = Rig()
+    r.running = True
+    r.p_w = r.target_w = 150e3
+    r.inp["pcs_ctl"].update(wset_ena=1.0, wset_w=150e3)
+    r.inp["bms_lim"].update(batt_i_charge_max_a=0.0, batt_i_discharge_max_a=0.0)
+    out = r.step(200)
+    assert out["start_step"] == 2 and out["gate"] == 1 and out["p_cmd_w"] == 0.0
+    assert abs(r.p_w) < 1.0
+
+
+def test_stop_beside_a_dead_grid_is_zero_now() -> None:
+    r = Rig().to_grid()
+    r.step(5, load_w=440e3)
+    r.inp["stop"] = 1
+    assert r.step(20)["p_cmd_w"] > 20e3
+    r.inp["meter"]["f_hz"] = 46.0
+    assert r.step(15)["p_cmd_w"] == 0.0 and "grid_outside" in alarms(r.out)
+
+
+def test_the_enter_service_delay_counts_after_a_trip_even_for_a_running_converter() -> None:
+    r = Rig(enter_service_delay_s=20.0, meter_lost_s=1.0)
+    while r.step()["mode"] != GRID:
+        assert r.tick < 3000
+    r.step(1200)
+    r.inp["meter"]["v1_v"] = 0.0
+    assert r.step(20)["mode"] == TRIP
+    r.stale.add("meter")
+    assert r.step(200)["mode"] == FAULT
+    r.stale.clear()
+    r.inp["meter"]["v1_v"] = 230.0
+    assert r.step(1800)["mode"] == STANDBY
+    assert r.step(600)["mode"] == GRID
+
+
+def test_no_upper_battery_voltage_is_no_limit() -> None:
+    r = Rig(batt_v_max_v=math.inf, batt_v_min_v=0.0).to_grid()
+    assert r.out["p_max_w"] > 200e3 and r.out["p_min_w"] < -200e3
 
 
 def test_a_reversed_meter_trips_within_a_second_and_waits_for_a_person() -> None:

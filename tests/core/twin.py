@@ -190,7 +190,8 @@ def abs_w(x: float) -> float:
 def new_work() -> Obj:
     return SimpleNamespace(
         dt_s=0.0, net_w=0.0, dis_w=0.0, cha_w=0.0, dis_why=0, cha_why=0, sample_s=0.0, share=0.0, flags=0, fresh=False, meter_ok=False,
-        meter_gone=False, frozen=False, bms_ok=False, pcs_ok=False, grid_ok=False, causes=0, ref_before_w=0.0, following=False, bms_now=True,
+        meter_gone=False, frozen=False, bms_ok=False, pcs_ok=False, grid_ok=False, causes=0,
+        ref_before_w=0.0, following=False, bms_now=True,
     )  # fmt: skip
 
 
@@ -216,7 +217,7 @@ def new_state(s: Obj) -> Obj:
         ring_s=0.0, ring_e=[0.0] * RING_LAGS, ring_load_w=0.0, ring_var=0.0, ring_cov=[0.0] * RING_LAGS, ring_calm=0, ring_hot=0,
         sign_m_w=0.0, sign_p_w=0.0, sign_last_m_w=0.0, sign_last_p_w=0.0, sign_num=0.0, sign_den=0.0, sign_tick_num=0.0,
         sign_tick_den=0.0, sign_prev_m_w=0.0, sign_prev_p_w=0.0, pcs_good_ns=0, bms_good_ns=0, bms_lim_good_ns=0, sign_n=0, sign_blocks=0,
-        mode=0, start_step=0, reset_seen=0, resets=0, alarms=0, adopt=0, was_clean=0, stale=0, proven=0,
+        mode=0, start_step=0, reset_seen=0, tripped=0, alarms=0, adopt=0, was_clean=0, stale=0, proven=0,
     )  # fmt: skip
     st.mode = STANDBY
     st.horizon_s = s.mean_min_s
@@ -352,17 +353,19 @@ def start(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     beat = finite(i.pcs_life.pcs_heartbeat) and i.pcs_life.pcs_heartbeat != st.last_hb
     before = st.start_step
     proven = w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) == 0
-    if not proven or (st.adopt and st.start_step > START_DEVICES and not live):
+    reverted = s.has_pcs_ctl and i.pcs_ctl.wset_ena != 1.0
+    if not proven or (st.adopt and st.start_step > START_DEVICES and (not live or reverted)):
         st.start_step = START_DEVICES
     elif st.start_step == START_DEVICES:
         if (not s.has_pcs_ctl or i.pcs_ctl.g.count) and (not s.has_pcs_life or i.pcs_life.g.count):
-            st.adopt = int(live and (not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0))
+            told = not s.has_pcs_ctl or i.pcs_ctl.wset_ena == 1.0
+            st.adopt = int(live and told and st.bad_since_ns == 0 and not st.tripped)
             st.start_step = START_REVERSION
     elif st.start_step == START_REVERSION:
         c = i.pcs_ctl
         if not s.has_pcs_ctl or (
             age_s(i, c.g) < 3.0 and c.g.t_ns > st.step_since_ns and c.wset_rvrt_ena == 1.0 and c.wset_rvrt_w == 0.0
-            and c.wset_rvrt_s == s.pcs_rvrt_s
+            and abs_w(c.wset_rvrt_s - s.pcs_rvrt_s) < 1.0
         ):  # fmt: skip
             st.start_step = START_BMS
     elif st.start_step == START_BMS:
@@ -448,7 +451,8 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
         elif i.pcs.pcs_state != PCS_RUNNING and i.pcs.pcs_state != PCS_THROTTLED:
             fault(st, i, ALM_PCS_FAULT)
         elif s.has_pcs_ctl and (
-            i.pcs_ctl.wset_rvrt_ena != 1.0 or i.pcs_ctl.wset_rvrt_s != s.pcs_rvrt_s or not age_s(i, i.pcs_ctl.g) <= 2.0 * s.pcs_rvrt_s + 2.0
+            i.pcs_ctl.wset_rvrt_ena != 1.0 or not abs_w(i.pcs_ctl.wset_rvrt_s - s.pcs_rvrt_s) < 1.0
+            or not age_s(i, i.pcs_ctl.g) <= 2.0 * s.pcs_rvrt_s + 2.0
         ):
             fault(st, i, ALM_REVERSION)
         elif grid_bad and st.mode == GRID:
@@ -457,9 +461,14 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
             else:
                 st.alarms |= ALM_GRID_OUTSIDE
                 st.was_clean = int(since_s(i, st.mode_since_ns) >= PROVED_S)
+                st.tripped = 1
                 enter(st, i, TRIP)
         elif st.mode == ISLAND and not forming(i):
             enter(st, i, RESYNC)
+    elif st.mode == STOP:
+        if now or grid_bad:
+            st.alarms |= now | (ALM_GRID_OUTSIDE if grid_bad else 0)
+            st.stop_s = 0.0
     elif st.mode == RESYNC:
         if now:
             fault(st, i, now)
@@ -499,6 +508,7 @@ def others_w(i: Obj, s: Obj) -> float:
 def go(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
     enter(st, i, GRID)
     st.start_step = START_DONE
+    st.tripped = 0
     st.model_p_w = i.pcs.batt_p_w
     st.model_target_w = i.pcs.batt_p_w
     st.model_at = st.q_n
@@ -704,6 +714,8 @@ def device_limits(i: Obj, lim: Obj, s: Obj, w: Obj) -> None:
         if b.batt_p_charge_max_w == b.batt_p_charge_max_w:
             less_cha(w, b.batt_p_charge_max_w, LIM_BMS_CHARGE)
         t = 0.02 * (s.batt_v_max_v - s.batt_v_min_v)
+        if not t < INF:
+            t = 0.02 * i.bms_lim.batt_v
         less_dis(w, s.pcs_p_max_w * taper(b.batt_v - s.batt_v_min_v, t), LIM_BATT_V)
         less_cha(w, s.pcs_p_max_w * taper(s.batt_v_max_v - b.batt_v, t), LIM_BATT_V)
 
@@ -881,7 +893,10 @@ def gate(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float) -> None:
     elif st.mode != GRID and st.mode != STOP:
         p = 0.0
         w.flags |= LIM_MODE
-    o.gate = int(i.verified == 1 and (st.mode != STANDBY or st.start_step >= (START_HEARTBEAT if st.adopt else START_BMS)))
+    known = w.bms_now and not (s.has_bms_temp and age_s(i, i.bms_temp.g) > 10.0 * s.bms_lost_s)
+    barred = st.start_step == START_BMS and known and w.dis_w == 0.0 and w.cha_w == 0.0
+    ready = st.start_step >= (START_HEARTBEAT if st.adopt else START_BMS) or barred
+    o.gate = int(st.mode != STANDBY or (i.verified == 1 and ready))
     if st.mode == STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE
         o.op_request = OP_STOP
@@ -889,7 +904,7 @@ def gate(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float) -> None:
     o.p_cmd_w = p
     st.cmd_w = p
     o.enable = 1.0
-    o.rvrt_s = s.pcs_rvrt_s
+    o.rvrt_s = 0.0 if st.mode == STANDBY and st.start_step == START_DEVICES else s.pcs_rvrt_s
     st.proven = (st.proven + 1) & U32 if o.gate else 0
     hundreds = i.tick // 100 if i.tick >= 0 else -(-i.tick // 100)  # C divides toward zero
     o.heartbeat = float(hundreds & 0x3FFFFFFF) + 1.0 if o.gate else 0.0

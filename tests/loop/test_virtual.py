@@ -82,21 +82,29 @@ def test_charge_limit_zero_in_mid_flight_is_zero_in_the_frame_after_the_bms_has_
 
 
 def test_a_dead_meter_takes_power_to_zero_then_fault_and_comes_back_by_itself() -> None:
-    s = sim(faults=[{"at_s": 40, "for_s": 12, "key": "meter.dead", "value": 1}])
-    s.run_s(38)
-    assert s.out["mode"] == im.MODE_GRID
+    s = sim(trace=300e3, faults=[{"at_s": 40, "for_s": 12, "key": "meter.dead", "value": 1}])
+    s.to_grid()
+    s.image.write_setpoint(im.SLOT_OPERATOR, im.SP_HOLD, 50e3, 1 << 62, 1)
+    s.run_until(s.began_ns + int(38e9))
+    assert s.out["mode"] == im.MODE_GRID and s.out["p_cmd_w"] == pytest.approx(50e3)
     s.run_s(5)
     assert s.out["p_cmd_w"] == 0.0 and "meter_stale" in active(s.out)
     s.run_s(5)
     assert s.out["mode"] == im.MODE_FAULT and alarms(s.out["alarms"]) == ["meter_lost"]
+    batt = np.asarray(s.truth()["batt_w"])
+    assert batt[3900] == pytest.approx(50e3, rel=0.02) and np.abs(batt[4330:]).max() < 100.0  # what the plant did, not what was meant
     s.run_s(25)
     assert s.out["mode"] == im.MODE_GRID
     assert s.image.bus_stats(0)["timeouts"] < 200  # growing waits, not one timeout a tick for 12 s
 
 
 def test_a_dead_bms_costs_the_meter_nothing() -> None:
-    s = sim(faults=[{"at_s": 20, "for_s": 100, "key": "bms.dead", "value": 1}])
-    s.run_s(30)
+    s = sim(trace=300e3, faults=[{"at_s": 40, "for_s": 100, "key": "bms.dead", "value": 1}])
+    s.to_grid()
+    s.image.write_setpoint(im.SLOT_OPERATOR, im.SP_HOLD, 50e3, 1 << 62, 1)
+    s.run_until(s.began_ns + int(50e9))
+    batt = np.asarray(s.truth()["batt_w"])
+    assert batt[3900] == pytest.approx(50e3, rel=0.02) and np.abs(batt[4600:]).max() < 100.0
     raw, _ = s.image.drain(0)
     r = np.frombuffer(raw, im.record_dtype())
     assert (np.diff(r["inp"]["meter"]["g"]["count"].astype(int))[-900:] == 1).all()
@@ -198,3 +206,19 @@ def test_the_supervisors_lease_ends_and_the_loop_goes_on() -> None:
     assert "lease" in active(s.out) and s.out["mode"] == im.MODE_GRID
     s.run_s(2)
     assert "lease" not in active(s.out)
+
+
+@pytest.mark.parametrize(
+    "args,words",
+    [
+        (["--set", "battery.sox=0.5"], ["battery.sox", "did you mean battery.soc"]),
+        (["--trace", "absent.csv"], ["absent.csv"]),
+        (["--set", "battery.soc=7"], ["battery.soc", "7"]),
+    ],
+)
+def test_sim_says_what_is_wrong_in_a_line_and_ends_with_2(args: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from bench.sim import main
+
+    assert main([*args, "--for", "1"]) == 2
+    err = capsys.readouterr().err
+    assert all(w in err for w in words) and "Problem(" not in err and "Traceback" not in err

@@ -1,0 +1,74 @@
+"""Hours of virtual time and long hostile lines. About four minutes in all (24 h of load take one to two)."""
+
+from __future__ import annotations
+
+import random
+import resource
+
+import numpy as np
+import pytest
+from hal.modbus import PyRtuMaster
+
+from _core import image as im
+from bench.plant.params import PARAMS
+from bench.sim import Simulation
+from controller import build
+from controller.virtual import LoadOptions
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
+
+
+def sim(trace: str, seed: int, **faults: object) -> Simulation:
+    site = build.load_site(None, [], lambda: list(PARAMS))
+    return Simulation(site, LoadOptions(trace=trace, repeat=True, seed=seed), **faults)  # type: ignore[arg-type]
+
+
+def test_a_day_of_a_training_cluster() -> None:
+    s = sim("cluster", 3)
+    s.run_s(3600)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    s.run_s(23 * 3600)
+    stats = s.image.engine_stats()
+    assert stats["missed_ticks"] == 0 and stats["ticks"] > 8_600_000
+    assert s.out["mode"] == im.MODE_GRID and s.out["alarms"] == 0
+    assert abs(s.out["soc"] - 0.5) < 0.2
+    assert float(s.truth()["over_s"][-1]) == 0.0
+    assert all(s.image.bus_stats(k)[x] == 0 for k in (0, 1) for x in ("timeouts", "crc_errors", "late"))
+    # the plant's log is bounded at six hours and allocated once; nothing else grows
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_hour_of_a_bad_line_never_commands_beyond_the_limits(seed: int) -> None:
+    rng = random.Random(seed)
+    keys = ["a.bit_error_p", "b.bit_error_p", "a.drop_p", "b.drop_p", "a.garbage_p", "b.garbage_p"]
+    faults = [
+        {"at_s": rng.uniform(10, 3500), "for_s": rng.uniform(0.1, 20), "key": rng.choice(keys), "value": 10 ** rng.uniform(-5, -2)}
+        for _ in range(120)
+    ]
+    dead = ["meter.dead", "bms.dead", "pcs.dead"]
+    faults += [{"at_s": rng.uniform(10, 3500), "for_s": rng.uniform(0.05, 8), "key": rng.choice(dead), "value": 1} for _ in range(40)]
+    s = sim("steps", seed, faults=faults)
+    s.run_s(3700)
+    truth = s.truth()
+    value = np.asarray(truth["cmd_value_w"])
+    assert np.isfinite(value).all() and np.abs(value).max() <= 250e3
+    assert float(truth["over_s"][-1]) == 0.0
+    assert s.out["mode"] in (im.MODE_GRID, im.MODE_FAULT, im.MODE_STANDBY)
+
+
+def test_a_million_hostile_reads_do_not_break_the_master() -> None:
+    rng = random.Random(11)
+    m = PyRtuMaster(115200, 11)
+    now = 0
+    for _ in range(200_000):
+        now += 10_000_000
+        if not m.waiting:
+            fc = rng.choice((3, 4, 6, 16))
+            m.request(rng.randrange(1, 248), fc, rng.randrange(65000), rng.randrange(1, 60) if fc < 5 else 0, [1] * (0 if fc < 5 else 1))
+            m.sent(now, 5_000_000)
+        for _ in range(rng.randrange(1, 6)):
+            m.feed(bytes(rng.getrandbits(8) for _ in range(rng.randrange(1, 40))), now + rng.randrange(5_000_000))
+        if m.waiting:
+            m.expire(now + 9_000_000)
+    assert not m.waiting
