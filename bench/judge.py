@@ -143,7 +143,7 @@ def judge(
     import_limit_w: float = 445e3,
     plan: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The judged part of summary.json (design.md, "--out"), from 5 s after GRID.
+    """The judged part of summary.json (docs/hil.md), from 5 s after GRID.
 
     truth: VirtualPlant.truth() or load_truth(). Powers W, import +. suppression, tracking, spikes_smoothed, spikes
     and band_db are None where fewer than 180 s are judged (a run below 185 s). grid.over_limit_s counts 100 ms means

@@ -36,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     hold.add_argument("power", nargs="?", default="0", metavar="W", help="watts or such as 50kW, discharge + (default 0)")
     hold.add_argument("--for", dest="for_s", type=float, metavar="S", help="ends by itself (default 3600, at most 86400)")
     release = commands.add_parser("release", help="end a hold")
-    for one in (status, top, hold, release):
+    reset = commands.add_parser("reset", help="end a latched FAULT, once its causes are gone")
+    for one in (status, top, hold, release, reset):
         one.add_argument("--site", metavar="NAME", help="which site, where several run here")
     evidence.add_parsers(commands)
     commands.add_parser("version", help="version and build")
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return {
             "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold,
-            "release": _release, "version": _version, **dict.fromkeys(evidence.COMMANDS, evidence.main),
+            "release": _release, "reset": _reset, "version": _version, **dict.fromkeys(evidence.COMMANDS, evidence.main),
         }[args.command](args)  # fmt: skip
     except SiteError as e:
         print(e, file=sys.stderr)
@@ -201,6 +202,17 @@ def _release(args: argparse.Namespace) -> int:
     running = find(args.site)
     number = operate.release(running, open_image(running, writable=True), RealClock())
     print(f"command {number}: released; the battery follows the load")
+    return EXIT_OK
+
+
+def _reset(args: argparse.Namespace) -> int:
+    from controller import operate
+    from controller.clock import RealClock
+    from controller.instance import find, open_image
+
+    running = find(args.site)
+    number = operate.reset(running, open_image(running, writable=True), RealClock())
+    print(f"command {number}: reset asked; FAULT ends when its causes are gone (`ballast status` names them)")
     return EXIT_OK
 
 

@@ -79,6 +79,14 @@ def release(instance: Instance, image: Any, clock: Clock) -> int:
     return number
 
 
+def reset(instance: Instance, image: Any, clock: Clock) -> int:
+    """One edge of the fault reset: FAULT ends when its causes are gone. Returns the id in the audit trail."""
+    with _alone(image):
+        number = _audit(instance, clock, "reset", None, None, "fault reset asked")
+        image.request_reset()
+    return number
+
+
 @contextlib.contextmanager
 def _alone(image: Any) -> Iterator[None]:
     """Two people at two terminals write one after the other: a slot has one writer at a time. The kernel lets go of it

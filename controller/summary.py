@@ -1,4 +1,4 @@
-"""summary.json: what a run reached, with the keys of design.md and nothing else; `ballast sim` and `ballast run`
+"""summary.json: what a run reached, with the keys of docs/hil.md and nothing else; `ballast sim` and `ballast run`
 write the same.
 
 Statistics of the engine come from the image; everything about the physics (latency, grid, suppression, battery) comes

@@ -222,7 +222,7 @@ def _slot_words(out: dict[str, Any], inp: dict[str, Any], now_ns: int) -> tuple[
 
 def _mode_words(mode: str) -> str:
     return {
-        "FAULT": "power 0; waits for a reset",
+        "FAULT": "power 0; clears by itself after a clean GRID, else `ballast reset`",
         "GRID": "the battery carries the difference",
         "ISLAND": "the PCS makes voltage and frequency",
         "RESYNC": "matching the grid before closing",

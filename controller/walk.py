@@ -32,7 +32,7 @@ def near(name: str, known: Iterable[str]) -> str:
     """`did you mean ...?` with up to three near matches, or nothing."""
     import difflib  # only on the way to an error
 
-    names = list(known)
+    names = list(dict.fromkeys(known))
     found = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     tail = name.rpartition(".")[2]
     found += [key for key in names if key.rpartition(".")[2] == tail and key not in found]

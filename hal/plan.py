@@ -231,6 +231,8 @@ def _ways_out(b: _BusPlan, parts: list[Txn]) -> tuple[str, ...]:
             reads[0].wire.turnaround_ms,
         )
         ways.append(f"FC23 where the device has it ({wire.total_ms:.2f} ms; it writes before it reads: data of the next tick)")
+    if not ways:
+        ways.append("another device, or fewer registers: turnaround and silence alone leave no room in a tick")
     return tuple(ways)
 
 

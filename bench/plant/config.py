@@ -79,7 +79,7 @@ class Config:
 
 
 def builtin() -> dict[str, Any]:
-    """The built-in site of design.md: two buses at 460800 8E1, meter and BMS on a, PCS on b, generated cluster load."""
+    """The built-in site: two buses at 460800 8E1, meter and BMS on a, PCS on b, generated cluster load."""
     return {
         "params": {},
         "ports": {"a": dict(_DEFAULT_PORT), "b": dict(_DEFAULT_PORT)},

@@ -1,6 +1,6 @@
 """The settings of the virtual cabinet: one table of name, default, range, unit, liveness and text.
 
-The built-in site of design.md is the table's defaults. Every value is a double; switches are 0 or 1. `live` settings
+The built-in site (controller/builtin.toml) is the table's defaults. Every value is a double; switches are 0 or 1. `live` settings
 may be changed while the plant runs (`VirtualPlant.set`, {"set": ...} on stdin, a fault schedule); the others are read
 at the start only.
 """

@@ -398,7 +398,7 @@ cdef class VirtualPlant:
             plant_run(self.p, t_ns)
 
     def now(self):
-        """State at the last instant handled: watts, signs as in design.md."""
+        """State at the last instant handled: watts, signs as in _core/image.pxd."""
         cdef Plant* p = self.p
         t = p.now_ns
         return {
@@ -422,7 +422,7 @@ cdef class VirtualPlant:
         return result
 
     def truth(self):
-        """What really happened: dict of numpy arrays. All times in ns on the plant's clock, powers in W, design.md's
+        """What really happened: dict of numpy arrays. All times in ns on the plant's clock, powers in W, _core/image.pxd's
         signs.
 
         load_w, grid_w, batt_w [n] (10 ms means from t0_ns); soc, temp_c, over_s [s] (at the end of each second;

@@ -2,7 +2,7 @@
 
 Everything is SI with the unit last in the name; every instant is int64 nanoseconds on the caller's clock
 (CLOCK_MONOTONIC in real time, whatever the simulation counts in virtual time). All arrays are bounded: a plant that
-runs for days never grows. Signs: grid import +, battery discharge +, as in design.md. SunSpec registers carry
+runs for days never grows. Signs: grid import +, battery discharge +, as in _core/image.pxd. SunSpec registers carry
 SunSpec's signs (see devices.pyx).
 """
 

@@ -1,4 +1,4 @@
-"""summary.json: the keys of design.md, nothing that JSON cannot hold, quantiles that never flatter."""
+"""summary.json: the keys of docs/hil.md, nothing that JSON cannot hold, quantiles that never flatter."""
 
 from __future__ import annotations
 
