@@ -92,7 +92,7 @@ _ROWS = (
     Setting("control.meter_hold_s", 0.05, 0.03, 1, "s", "older meter values: power goes to 0"),
     Setting("control.meter_lost_s", 5, 0.1, 60, "s", "older meter values: FAULT"),
     Setting("control.frozen_s", 5, 0, 600, "s", "all meter values bit-identical for so long: frozen; 0: off"),
-    Setting("control.bms_lost_s", 3, 0.1, 60, "s", "older BMS values: FAULT"),
+    Setting("control.bms_lost_s", 5, 0.1, 60, "s", "older BMS values: FAULT"),
     Setting("control.pcs_lost_s", 1, 0.05, 60, "s", "older PCS readback: FAULT"),
     Setting("control.follow_w", None, 100, 1e7, "W", "PCS off its model by more, for follow_s: FAULT; default: 10 % of rating"),
     Setting("control.follow_s", 1, 0.1, 60, "s", "see follow_w"),
