@@ -8,7 +8,7 @@ as soon as it can write again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
 import struct
 import zlib
@@ -18,7 +18,10 @@ from typing import Any
 
 import msgpack
 
+from controller.instance import take
+
 SIZE = 1 << 20  # some 8,000 rows: at the limit of 20 a second seven minutes of the worst, at the usual rate days
+TURN_S = 1.0  # for the other process to be done with it
 MAGIC = b"BLSTRSV1"
 _HEAD = struct.Struct("<8sq")  # magic, number of the last row that was taken back
 _ROW = struct.Struct("<II")
@@ -111,7 +114,9 @@ class Reserve:
     def _locked(self, flags: int = os.O_RDWR) -> Iterator[int]:
         fd = os.open(self.path, flags | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            # a holder that was stopped in the middle must not make an operator's `hold 0` wait
+            if not take(fd, TURN_S):
+                raise OSError(errno.EBUSY, f"another process has held it for {TURN_S:g} s", str(self.path))
             yield fd
         finally:
             os.close(fd)

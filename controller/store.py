@@ -20,7 +20,7 @@ HISTORY_COLUMNS = (
     "mode", "limits", "alarms", "missed", "not_held_s", "wake_max_us", "position",
 )  # fmt: skip
 KEEP_HISTORY_S = 30 * 86400.0
-BUSY_S = 5.0
+BUSY_S = 2.0
 SCHEMA_VERSION = 1
 OURSELVES = "ballast"  # the author of what happened by itself
 

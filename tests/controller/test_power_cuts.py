@@ -319,3 +319,25 @@ print("good")
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=os.getcwd())
     assert done.stdout == "good\n", done.stderr
+
+
+def test_a_holder_of_the_reserve_that_was_stopped_makes_nobody_wait(tmp_path: Path) -> None:
+    import fcntl
+    import os
+    import time
+
+    from controller.reserve import Reserve
+
+    store = Store(tmp_path / "y.sqlite", 1)
+    store.close()
+    path = tmp_path / "y.reserve"
+    assert path.exists()
+    fd = os.open(path, os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    began = time.monotonic()
+    try:
+        with pytest.raises(OSError, match="held it"), Reserve(path)._locked():
+            pass
+    finally:
+        os.close(fd)
+    assert time.monotonic() - began < 10
