@@ -28,14 +28,15 @@ def test_a_day_of_a_training_cluster() -> None:
     s.run_s(3600)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     s.run_s(23 * 3600)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     stats = s.image.engine_stats()
     assert stats["missed_ticks"] == 0 and stats["ticks"] > 8_600_000
     assert s.out["mode"] == im.MODE_GRID and s.out["alarms"] == 0
     assert abs(s.out["soc"] - 0.5) < 0.2
     assert float(s.truth()["over_s"][-1]) == 0.0
     assert all(s.image.bus_stats(k)[x] == 0 for k in (0, 1) for x in ("timeouts", "crc_errors", "late"))
-    # the plant's log is bounded at six hours and allocated once; nothing else grows
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000
+    # the plant's log is allocated at once and touched for six hours (100 MB; reading it copies it); nothing else grows
+    assert grown < 150_000
 
 
 @pytest.mark.parametrize("seed", range(6))
