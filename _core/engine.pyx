@@ -14,9 +14,10 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, itimerspec, timespec
 from posix.unistd cimport close, read, write
 
 from _core.image cimport (
-    HIST_BINS, MODE_STANDBY, MODE_STOP, OP_NONE, Limits, LimitsSlot, Setpoint, SP_BASE, START_DONE, publish, read_limits, read_setpoint,
+    ALM_INTERNAL, HIST_BINS, MODE_FAULT, MODE_STANDBY, MODE_STOP, OP_NONE, Limits, LimitsSlot, Setpoint, SP_BASE, START_DONE, Outputs, State, last_outputs,
+    last_state, publish, read_limits, read_setpoint,
 )
-from _core.kernel cimport reset, step
+from _core.kernel cimport reset, step, waits_for_person
 from _core.laws cimport clamp, finite
 
 
@@ -135,6 +136,19 @@ cdef void take_setpoints(Core* c) noexcept nogil:
             c.m.engine.setpoint_rejects += 1
 
 
+cdef uint32_t inherited(const Image* m, int64_t now_ns) noexcept nogil:
+    """Alarms of a fault that waited for a person under the control before this one; 0 in a new image.
+
+    Where that control died while it published, its State says nothing: a FAULT in its last record then counts as waiting."""
+    cdef State st
+    cdef Outputs out
+    if last_state(m, &st):
+        return waits_for_person(&st, now_ns)
+    if last_outputs(m, &out) and out.mode == MODE_FAULT:
+        return out.alarms if out.alarms else ALM_INTERNAL
+    return 0
+
+
 cdef inline bint unasked(const Core* c) noexcept nogil:
     """After a halt: some group that the kernel judges by its age has not been asked since."""
     cdef const Site* s = &c.m.site
@@ -177,6 +191,7 @@ cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
     a = clock_ns()
     step(&c.rec.inp, &c.rec.lim, &c.m.site, &c.st, &c.rec.out)
     a = clock_ns() - a
+    c.live.latched = 0
     for k in range(c.nbus):
         c.bus[k].on_outputs(c.bus[k], c.tick, now_ns)
     c.m.engine.last_step_ns = a
@@ -341,7 +356,8 @@ cdef class Engine:
         reset(&self.core.st, &image.m.site)
 
     def start(self, int64_t first_tick_ns):
-        """Set the first tick (virtual time does this; run() does it by itself)."""
+        """Set the first tick (virtual time does this; run() does it by itself), and take over a fault that waits for a person."""
+        self.core.live.latched = inherited(self.image.m, first_tick_ns)
         self.core.next_tick_ns = first_tick_ns
         self.image.m.engine.start_ns = first_tick_ns
 

@@ -194,7 +194,7 @@ ctypedef struct Inputs:
     int32_t verified            # 1: every needed device's identity and scale factors equal the compiled ones
     int32_t stop                # 1: ramp to 0 and stay; 2: 0 now
     int32_t reset               # edge counter of fault resets
-    int32_t pad
+    uint32_t latched            # ALM_* of a FAULT that waited for a person when control was started again; 0 from the second step on
     Meter meter
     Pcs pcs
     PcsControl pcs_ctl
@@ -483,6 +483,8 @@ cdef uint32_t crc32(const void* data, size_t n) noexcept nogil
 cdef int read_setpoint(const SetpointSlot* s, Setpoint* out) noexcept nogil
 cdef int read_limits(const LimitsSlot* s, Limits* out) noexcept nogil
 cdef void publish(Image* m, const Record* rec, const State* st) noexcept nogil
+cdef int last_state(const Image* m, State* out) noexcept nogil
+cdef int last_outputs(const Image* m, Outputs* out) noexcept nogil
 
 cdef class ProcessImage:
     cdef Image* m

@@ -212,6 +212,39 @@ cdef void publish(Image* m, const Record* rec, const State* st) noexcept nogil:
     ballast_store64(&m.head, head + 1)
 
 
+cdef bint read_entry(const Image* m, uint64_t n, Record* out) noexcept nogil:
+    """Ring position n, whole; False where it is not there any more, or not yet."""
+    cdef const RingEntry* e = &m.ring[n % RING_TICKS]
+    cdef int k
+    for k in range(64):                         # bounded: a writer needs microseconds, and its thread outranks this one
+        if ballast_load64(&e.seq) == 2 * (n + 1):
+            memcpy(out, &e.rec, sizeof(Record))
+            ballast_fence_acquire()
+            if ballast_load64(&e.seq) == 2 * (n + 1):
+                return True
+    return False
+
+
+cdef int last_outputs(const Image* m, Outputs* out) noexcept nogil:
+    """Outputs of the newest whole record that a control left behind, also where it was killed before the head moved; 0: there is none."""
+    cdef Record r
+    cdef uint64_t head = ballast_load64(&m.head)
+    if not read_entry(m, head, &r) and (head == 0 or not read_entry(m, head - 1, &r)):
+        return 0
+    out[0] = r.out
+    return 1
+
+
+cdef int last_state(const Image* m, State* out) noexcept nogil:
+    """1 and the State that a control left behind, if it is whole and the one after the newest record; 0: control died in mid-publish."""
+    cdef Record r
+    cdef uint64_t head = ballast_load64(&m.head)
+    if ballast_load64(&m.state_seq) & 1:
+        return 0
+    out[0] = m.state
+    return (read_entry(m, head, &r) or (head > 0 and read_entry(m, head - 1, &r))) and r.inp.t_ns == out.last_t_ns
+
+
 def monotonic_ns():
     """CLOCK_MONOTONIC in nanoseconds: the clock of every time in the image."""
     cdef timespec t
@@ -364,15 +397,7 @@ cdef class ProcessImage:
         return ballast_load64(&self.m.head)
 
     cdef bint _entry(self, uint64_t n, Record* out) noexcept nogil:
-        cdef RingEntry* e = &self.m.ring[n % RING_TICKS]
-        cdef int k
-        for k in range(64):                     # bounded: a writer needs microseconds, and its thread outranks this one
-            if ballast_load64(&e.seq) == 2 * (n + 1):
-                memcpy(out, &e.rec, sizeof(Record))
-                ballast_fence_acquire()
-                if ballast_load64(&e.seq) == 2 * (n + 1):
-                    return True
-        return False
+        return read_entry(self.m, n, out)
 
     def latest(self):
         """The newest whole Record as a nested dict, or None before the first tick."""

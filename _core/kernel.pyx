@@ -178,6 +178,18 @@ cdef inline void fault(State* st, const Inputs* i, uint32_t alarm) noexcept nogi
         enter(st, i, MODE_FAULT)
 
 
+cdef inline uint32_t unseen(const Site* s, const State* st) noexcept nogil:
+    """Alarms of devices that have not answered since the start: absent yet, not lost."""
+    cdef uint32_t a = 0
+    if st.last_meter_t_ns == 0:
+        a |= ALM_METER_LOST
+    if st.pcs_good_ns == 0:
+        a |= ALM_PCS_LOST
+    if (s.has_bms and st.bms_good_ns == 0) or (s.has_bms_limits and st.bms_lim_good_ns == 0):
+        a |= ALM_BMS_LOST
+    return a
+
+
 cdef inline uint32_t causes(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
     """Alarms whose cause stands now."""
     cdef uint32_t a = 0
@@ -256,6 +268,20 @@ cdef inline void follows(const Inputs* i, const Site* s, State* st, const Work* 
         st.follow_since_ns = 0
 
 
+cdef uint32_t waits_for_person(const State* st, int64_t now_ns) noexcept nogil:
+    """Alarms of a FAULT that would not have reset by itself, whatever becomes of its cause: not after a clean GRID, or three resets within
+    the hour; 0 for none."""
+    cdef int k
+    cdef bint spent = True
+    if st.mode != MODE_FAULT:
+        return 0
+    for k in range(3):
+        spent = spent and st.reset_t_ns[k] != 0 and minus(now_ns, st.reset_t_ns[k]) < HOUR_NS
+    if st.was_clean and not spent:
+        return 0
+    return st.alarms if st.alarms else ALM_INTERNAL
+
+
 cdef inline bint may_reset(const Inputs* i, State* st, uint32_t now) noexcept nogil:
     """By an edge at any time; by itself only after a clean GRID, with the cause gone, and three times an hour."""
     cdef int oldest = 0
@@ -291,6 +317,11 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
     w.causes = now
     if st.mode != MODE_FAULT:
         st.reset_seen = i.reset
+    if i.latched:                               # control was started again: what waited for a person still does
+        st.alarms |= i.latched
+        st.was_clean = 0
+        if st.mode != MODE_FAULT:
+            enter(st, i, MODE_FAULT)
     if i.stop and st.mode != MODE_STOP:
         st.stop_since_ns = i.t_ns
         st.stop_s = clamp(abs_w(st.cmd_w) / s.ramp_down_w_per_s, 0.1, 55.0) if st.mode == MODE_GRID else 0.0
@@ -333,7 +364,7 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
             st.alarms = 0
             enter(st, i, MODE_STANDBY)
     elif st.mode == MODE_FAULT:
-        st.alarms |= now
+        st.alarms |= now & ~unseen(s, st)
         if may_reset(i, st, now):
             st.alarms = 0
             st.rb_err_w = 0.0
@@ -870,7 +901,7 @@ cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, O
     o.limits_active = w.flags
     o.p_min_w = -w.cha_w
     o.p_max_w = w.dis_w
-    o.alarms = st.alarms | (w.causes if st.mode == MODE_STANDBY else 0)     # what the start sequence waits for
+    o.alarms = st.alarms | (w.causes if st.mode == MODE_STANDBY or st.mode == MODE_FAULT else 0)     # what start or reset wait for
     o.mode = st.mode
     o.start_step = st.start_step
 

@@ -94,7 +94,8 @@ typedef struct {
 typedef struct {
     int64_t tick, t_ns, step_t_ns, command_t_ns;
     double billing_phase_s;
-    int32_t verified, stop, reset, pad;
+    int32_t verified, stop, reset;
+    uint32_t latched;
     Meter meter;
     Pcs pcs;
     PcsControl pcs_ctl;
@@ -427,6 +428,15 @@ static inline void fault(State *st, const Inputs *i, uint32_t alarm)
     }
 }
 
+static inline uint32_t unseen(const Site *s, const State *st)
+{
+    uint32_t a = 0;
+    if (st->last_meter_t_ns == 0) a |= ALM_METER_LOST;
+    if (st->pcs_good_ns == 0) a |= ALM_PCS_LOST;
+    if ((s->has_bms && st->bms_good_ns == 0) || (s->has_bms_limits && st->bms_lim_good_ns == 0)) a |= ALM_BMS_LOST;
+    return a;
+}
+
 static inline uint32_t causes(const Inputs *i, const Site *s, const State *st, const Work *w)
 {
     uint32_t a = 0;
@@ -565,6 +575,11 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
     const int good = st->good_since_ns && since_s(i, st->good_since_ns) >= s->enter_service_delay_s;
     w->causes = now;
     if (st->mode != FAULT) st->reset_seen = i->reset;
+    if (i->latched) {
+        st->alarms |= i->latched;
+        st->was_clean = 0;
+        if (st->mode != FAULT) enter(st, i, FAULT);
+    }
     if (i->stop && st->mode != STOP) {
         st->stop_since_ns = i->t_ns;
         st->stop_s = st->mode == GRID ? clamp(abs_w(st->cmd_w) / s->ramp_down_w_per_s, 0.1, 55.0) : 0.0;
@@ -608,7 +623,7 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
         }
         break;
     case FAULT:
-        st->alarms |= now;
+        st->alarms |= now & ~unseen(s, st);
         if (may_reset(i, st, now)) {
             st->alarms = 0;
             st->rb_err_w = 0.0;
@@ -1084,7 +1099,7 @@ __attribute__((noinline)) void peer_step(const Inputs *inp, const Limits *lim, c
     o->limits_active = w.flags;
     o->p_min_w = -w.cha_w;
     o->p_max_w = w.dis_w;
-    o->alarms = st->alarms | (st->mode == STANDBY ? w.causes : 0);
+    o->alarms = st->alarms | (st->mode == STANDBY || st->mode == FAULT ? w.causes : 0);
     o->mode = st->mode;
     o->start_step = st->start_step;
 }

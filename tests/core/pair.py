@@ -57,7 +57,7 @@ class Pair:
 
 # ---------------------------------------------------------------- arbitrary values
 
-INTS = {"pad": (0, 0), "verified": (-1, 1), "stop": (0, 2), "kind": (0, 2), "quality": (0, 2)}
+INTS = {"pad": (0, 0), "latched": (0, 2**13 - 1), "verified": (-1, 1), "stop": (0, 2), "kind": (0, 2), "quality": (0, 2)}
 TIMES = {"t_ns", "rx_ns", "step_t_ns", "command_t_ns", "lease_until_ns", "tick", "id"}
 
 

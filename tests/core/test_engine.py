@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from _core.engine import BusPort, Engine
 from _core.image import ProcessImage, monotonic_ns
@@ -209,3 +210,98 @@ def test_the_state_can_be_read_again_after_a_control_was_killed_while_it_wrote()
     e.on_tick(5 * TICK_NS)
     assert image.state()["last_t_ns"] == 5 * TICK_NS
     assert int.from_bytes(os.pread(image.fd, 8, at), "little") % 2 == 0
+
+
+# ---------------------------------------------------------------- a fault that waits for a person outlives control
+
+
+def faulted(image: ProcessImage, **state: object) -> None:
+    """What a control in FAULT leaves in an image: one tick's State and Record."""
+    fields = im.record_dtype("State")
+    at = state_at(image)
+    for name, value in (dict(mode=im.MODE_FAULT, alarms=im.ALM_PCS_NOT_FOLLOWING, was_clean=0) | state).items():
+        dtype, off = fields.fields[name][:2]
+        os.pwrite(image.fd, np.asarray(value, dtype.base).tobytes(), at + 8 + off)
+
+
+def state_at(image: ProcessImage) -> int:
+    """Offset of the State's seqlock: the State follows it, and its first field is the last tick's instant."""
+    raw, t = os.pread(image.fd, image.SIZE, 0), image.latest()["inp"]["t_ns"].to_bytes(8, "little")
+    seq = (2 * image.head).to_bytes(8, "little")
+    found = [k for k in range(0, 1 << 17, 8) if raw[k : k + 8] == seq and raw[k + 8 : k + 16] == t]
+    assert len(found) == 1
+    return found[0]
+
+
+def restarted(image: ProcessImage) -> Engine:
+    e = Engine(image, [], priority=0)
+    e.start(100 * TICK_NS)
+    return e
+
+
+@pytest.mark.parametrize(
+    "state,waits",
+    [
+        (dict(), True),
+        (dict(was_clean=1), False),
+        (dict(was_clean=1, reset_t_ns=[1, 2, 3]), True),
+        (dict(was_clean=1, reset_t_ns=[1, 2, 0]), False),
+        (dict(was_clean=1, reset_t_ns=[1, 2, 100 * TICK_NS - 3600 * 10**9 - 1]), False),
+        (dict(mode=im.MODE_TRIP), False),
+        (dict(mode=im.MODE_GRID), False),
+    ],
+)
+def test_a_fault_that_would_not_have_reset_by_itself_outlives_control(state: dict, waits: bool) -> None:
+    e, image = engine()
+    e.start(TICK_NS)
+    e.on_tick(TICK_NS)
+    faulted(image, **state)
+    e = restarted(image)
+    for k in range(100, 103):
+        e.on_tick(k * TICK_NS)
+        r = image.latest()
+        assert (r["out"]["mode"] == im.MODE_FAULT) == waits
+        assert r["inp"]["latched"] == (im.ALM_PCS_NOT_FOLLOWING if waits and k == 100 else 0)
+        assert image.state()["alarms"] == (im.ALM_PCS_NOT_FOLLOWING if waits else 0), "who has not answered yet is not lost"
+    if waits:
+        assert image.state()["was_clean"] == 0
+
+
+def test_a_state_torn_in_a_fault_waits_for_a_person_and_one_torn_in_standby_does_not() -> None:
+    for mode in (im.MODE_FAULT, im.MODE_STANDBY):
+        e, image = engine()
+        e.start(TICK_NS)
+        e.on_tick(TICK_NS)
+        at = state_at(image)
+        if mode == im.MODE_FAULT:
+            faulted(image)
+            e = restarted(image)
+            e.on_tick(100 * TICK_NS)
+        os.pwrite(image.fd, (2 * image.head - 1).to_bytes(8, "little"), at)
+        assert image.state() is None
+        e = restarted(image)
+        e.on_tick(101 * TICK_NS)
+        assert image.latest()["out"]["mode"] == mode
+        assert bool(image.latest()["inp"]["latched"]) == (mode == im.MODE_FAULT)
+
+
+def test_a_control_killed_between_record_and_state_is_known_by_its_record() -> None:
+    e, image = engine()
+    e.start(TICK_NS)
+    e.on_tick(TICK_NS)
+    before = os.pread(image.fd, 8 + im.record_dtype("State").itemsize, state_at(image))
+    at = state_at(image)
+    faulted(image)
+    e = restarted(image)
+    e.on_tick(100 * TICK_NS)
+    os.pwrite(image.fd, before, at)  # the FAULT is in the ring, the State is still the one before it
+    e = restarted(image)
+    e.on_tick(101 * TICK_NS)
+    assert image.latest()["out"]["mode"] == im.MODE_FAULT
+
+
+def test_a_new_image_carries_no_fault() -> None:
+    e, image = engine()
+    e.start(TICK_NS)
+    e.on_tick(TICK_NS)
+    assert image.latest()["inp"]["latched"] == 0 and image.latest()["out"]["mode"] == im.MODE_STANDBY

@@ -418,3 +418,34 @@ def test_who_is_not_verified_yet_is_never_started_nor_commanded() -> None:
         assert (out["mode"], out["start_step"], out["gate"], out["op_request"], out["rvrt_s"]) == (STANDBY, 0, 0, 0, 0.0)
     r.inp["verified"] = 1
     r.to_grid()
+
+
+def test_a_fault_taken_over_from_the_control_before_ends_with_a_persons_reset_alone() -> None:
+    r = Rig()
+    r.inp["latched"] = 1 << 4
+    out = r.step()
+    r.inp["latched"] = 0
+    assert out["mode"] == FAULT and alarms(out) == {"pcs_not_following"} and out["gate"] == 1 and out["p_cmd_w"] == 0.0
+    assert r.step(2000)["mode"] == FAULT  # all is well, for 20 s: no automatic reset
+    r.stale.add("meter")
+    r.step(600)
+    r.inp["reset"] += 1
+    assert r.step()["mode"] == FAULT and "meter_lost" in alarms(r.out)  # a cause stands: that edge was for nothing
+    r.stale.clear()
+    r.step(5)
+    r.inp["reset"] += 1
+    assert r.step()["mode"] == STANDBY and not alarms(r.out)
+    r.to_grid()
+
+
+def test_devices_that_have_not_answered_yet_do_not_latch_in_a_fault_taken_over() -> None:
+    r = Rig()
+    r.inp["latched"] = 1 << 11
+    for name in ("meter", "pcs", "bms", "bms_lim"):
+        r.inp[name]["g"]["t_ns"] = 0
+        r.stale.add(name)
+    assert alarms(r.step()) == {"meter_sign", "meter_lost", "pcs_lost", "bms_lost"}
+    r.inp["latched"] = 0
+    r.stale.clear()
+    r.step(2)
+    assert alarms(r.out) == {"meter_sign"}

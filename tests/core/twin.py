@@ -326,6 +326,17 @@ def fault(st: Obj, i: Obj, alarm: int) -> None:
         enter(st, i, FAULT)
 
 
+def unseen(s: Obj, st: Obj) -> int:
+    a = 0
+    if st.last_meter_t_ns == 0:
+        a |= ALM_METER_LOST
+    if st.pcs_good_ns == 0:
+        a |= ALM_PCS_LOST
+    if (s.has_bms and st.bms_good_ns == 0) or (s.has_bms_limits and st.bms_lim_good_ns == 0):
+        a |= ALM_BMS_LOST
+    return a
+
+
 def causes(i: Obj, s: Obj, st: Obj, w: Obj) -> int:
     a = 0
     if w.meter_gone:
@@ -437,6 +448,11 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     w.causes = now
     if st.mode != FAULT:
         st.reset_seen = i.reset
+    if i.latched:
+        st.alarms |= i.latched
+        st.was_clean = 0
+        if st.mode != FAULT:
+            enter(st, i, FAULT)
     if i.stop and st.mode != STOP:
         st.stop_since_ns = i.t_ns
         st.stop_s = clamp(div(abs_w(st.cmd_w), s.ramp_down_w_per_s), 0.1, 55.0) if st.mode == GRID else 0.0
@@ -481,7 +497,7 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
             st.alarms = 0
             enter(st, i, STANDBY)
     elif st.mode == FAULT:
-        st.alarms |= now
+        st.alarms |= now & ~unseen(s, st)
         if may_reset(i, st, now):
             st.alarms = 0
             st.rb_err_w = 0.0
@@ -948,7 +964,7 @@ def step(i: Obj, lim: Obj, s: Obj, st: Obj) -> Obj:
     o.limits_active = w.flags
     o.p_min_w = -w.cha_w
     o.p_max_w = w.dis_w
-    o.alarms = st.alarms | (w.causes if st.mode == STANDBY else 0)
+    o.alarms = st.alarms | (w.causes if st.mode == STANDBY or st.mode == FAULT else 0)
     o.mode = st.mode
     o.start_step = st.start_step
     return o

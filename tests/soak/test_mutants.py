@@ -92,6 +92,7 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     "one heartbeat is enough": (K, "since_s(i, st.hb_first_ns) >= HEARTBEAT_S", "True"),
     "resets by itself for ever": (K, "if st.reset_t_ns[oldest] and", "if False and"),
     "resets without a clean GRID": (K, "if now or not st.was_clean:", "if now:"),
+    "a latched fault is forgotten by a restart": (K, "    if i.latched: ", "    if False: "),
     "deaf converter not noticed": (K, "fault(st, i, ALM_PCS_NOT_FOLLOWING)", "pass"),
     "dead time forgotten": (K, "minus(i.command_t_ns, -to_ns(s.pcs_dead_s))", "i.command_t_ns"),
     "load at the instant of the step": (K, "&st.model_at, i.meter.g.t_ns)", "&st.model_at, i.step_t_ns)"),
