@@ -14,8 +14,9 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, itimerspec, timespec
 from posix.unistd cimport close, read, write
 
 from _core.image cimport (
-    ALM_INTERNAL, HIST_BINS, MODE_FAULT, MODE_STANDBY, MODE_STOP, OP_NONE, Limits, LimitsSlot, Setpoint, SP_BASE, START_DONE, Outputs, State, last_outputs,
-    last_state, publish, read_limits, read_setpoint,
+    ALM_INTERNAL, HIST_BINS, MODE_FAULT, MODE_STANDBY, MODE_STOP, OP_NONE, Limits, LimitsSlot, Setpoint, SP_BASE, START_DONE,
+    LIMITS_OPERATOR, Outputs, SiteCopy, State, keep_site, last_outputs, last_state, publish, read_limits, read_setpoint, read_site,
+    site_refused,
 )
 from _core.kernel cimport reset, step, waits_for_person
 from _core.laws cimport clamp, finite
@@ -59,6 +60,7 @@ cdef enum:
     STEP_NS_A_BIN = 16
     ASK_TICKS = 50              # after a halt, so long at most without a step
     STALE_NS = 50000000         # a frame that was composed before a halt is not sent after it
+    SITE_NS = 1000000000        # between two changes of Site
     LEAVE_NS = 2000000000       # after 0 W has been commanded: so long for the PCS to go to standby
 
 
@@ -76,6 +78,65 @@ cdef inline double lower(double a, double b) noexcept nogil:
 
 cdef inline double upper(double a, double b) noexcept nogil:
     return b if b > a else a
+
+
+cdef void take_site(Core* c) noexcept nogil:
+    """A new Site, whole, between two ticks: at most one a second, so that who looks once a second can name the Site of every tick.
+
+    While nothing was written this is one comparison. What is damaged is looked at again, what contradicts itself is refused; the old one
+    stands."""
+    cdef SiteCopy new
+    cdef uint32_t counter = c.m.site_new.counter
+    if counter == c.seen_site or c.live.t_ns - c.site_t_ns < SITE_NS:
+        return
+    c.site_t_ns = c.live.t_ns
+    if not read_site(&c.m.site_new, &new):
+        c.m.engine.setpoint_rejects += 1
+        return
+    c.seen_site = counter
+    if new.rev <= c.m.site_rev:
+        return                                  # of before the start
+    if site_refused(&new.body, &c.m.site) != NULL:
+        c.m.engine.setpoint_rejects += 1
+        return
+    keep_site(c.m, &new)
+
+
+cdef inline bint sound(const Limits* l) noexcept nogil:
+    """An operator's limits: no NaN, no negative power, ramps above 0; infinite is not set."""
+    return (l.import_limit_w >= 0.0 and l.export_limit_w >= 0.0 and l.p_charge_max_w >= 0.0 and l.p_discharge_max_w >= 0.0
+            and l.ramp_up_w_per_s > 0.0 and l.ramp_down_w_per_s > 0.0 and l.soc_min == l.soc_min and l.soc_max == l.soc_max)
+
+
+cdef inline void tighten(double* value, double bound, double sign, Limits* l) noexcept nogil:
+    """value = the tighter of value and bound, marked where it is the bound; sign -1: the higher one is the tighter."""
+    if sign * bound < sign * value[0]:
+        value[0] = bound
+        l.flags |= LIMITS_OPERATOR
+
+
+cdef void take_operator_limits(Core* c) noexcept nogil:
+    """While its lease lives, an operator's limit that is tighter than what site and supervisor leave; after it, as if it had never been."""
+    cdef Limits new
+    cdef Limits* l = &c.rec.lim
+    cdef uint32_t counter = c.m.limits_op.counter
+    if counter != c.seen_op:
+        if read_limits(&c.m.limits_op, &new) and sound(&new):
+            c.last_op = new
+            c.seen_op = counter
+        else:
+            c.m.engine.setpoint_rejects += 1
+    if c.last_op.lease_until_ns <= c.live.t_ns:
+        return
+    tighten(&l.import_limit_w, c.last_op.import_limit_w, 1.0, l)
+    tighten(&l.export_limit_w, c.last_op.export_limit_w, 1.0, l)
+    tighten(&l.ramp_up_w_per_s, c.last_op.ramp_up_w_per_s, 1.0, l)
+    tighten(&l.ramp_down_w_per_s, c.last_op.ramp_down_w_per_s, 1.0, l)
+    tighten(&l.p_charge_max_w, c.last_op.p_charge_max_w, 1.0, l)
+    tighten(&l.p_discharge_max_w, c.last_op.p_discharge_max_w, 1.0, l)
+    tighten(&l.soc_min, c.last_op.soc_min, -1.0, l)
+    tighten(&l.soc_max, c.last_op.soc_max, 1.0, l)
+    l.soc_target = clamp(l.soc_target, l.soc_min, l.soc_max)
 
 
 cdef void take_limits(Core* c) noexcept nogil:
@@ -105,6 +166,7 @@ cdef void take_limits(Core* c) noexcept nogil:
     l.soc_min = s.soc_min
     l.soc_max = s.soc_max
     l.soc_target = s.soc_target
+    l.flags = 0
     if c.have_limits:
         new = c.last_limits
         l.lease_until_ns = new.lease_until_ns
@@ -163,7 +225,7 @@ cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
     """Freeze, step, send, publish: in this order, because only the command is in a hurry."""
     cdef int k, v = 1
     cdef int64_t a
-    cdef double w = c.m.site.billing_window_s, phase
+    cdef double w, phase
     c.stepped = 1
     if unasked(c):
         # Everything is old because we did not ask, not because nobody answered. The PCS still holds the last command; it gets it again.
@@ -171,7 +233,9 @@ cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
         for k in range(c.nbus):
             c.bus[k].on_outputs(c.bus[k], c.tick, now_ns)
         return
+    take_site(c)
     take_limits(c)
+    take_operator_limits(c)
     take_setpoints(c)
     for k in range(c.ndev):
         if c.m.device[c.device[k]].verified < 0:
@@ -183,6 +247,9 @@ cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
     c.live.reset = c.m.reset
     c.live.step_t_ns = now_ns
     c.live.command_t_ns = now_ns + c.cmd_wire_ns
+    c.live.park = 1 if c.m.park else 0
+    c.live.site_rev = c.m.site_rev
+    w = c.m.site.billing_window_s
     phase = <double>c.live.t_ns * 1e-9 + c.m.billing_offset_s
     c.live.billing_phase_s = phase - w * <double>(<int64_t>(phase / w)) if w > 0.0 and 0.0 <= phase < 1e15 else -1.0
     c.rec.inp = c.live
@@ -202,10 +269,12 @@ cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
     if c.rec.out.mode == MODE_STOP and c.rec.out.start_step == START_DONE:
         if c.stopped_ns == 0:
             c.stopped_ns = now_ns
-        # leave when the PCS has gone to standby, or has had its time to
-        if now_ns - c.stopped_ns > LEAVE_NS or (now_ns - c.stopped_ns > 3 * c.period_ns
-                                                    and c.live.pcs.pcs_state != 3.0 and c.live.pcs.pcs_state != 4.0):
+        # parked: there it stays. Asked to stop, leave when the PCS has gone to standby, or has had its time to
+        if c.live.stop and (now_ns - c.stopped_ns > LEAVE_NS or (now_ns - c.stopped_ns > 3 * c.period_ns
+                                                                 and c.live.pcs.pcs_state != 3.0 and c.live.pcs.pcs_state != 4.0)):
             c.leave = 1
+    else:
+        c.stopped_ns = 0
 
 
 cdef inline void maybe_step(Core* c, int64_t now_ns) noexcept nogil:
@@ -357,6 +426,7 @@ cdef class Engine:
 
     def start(self, int64_t first_tick_ns):
         """Set the first tick (virtual time does this; run() does it by itself), and take over a fault that waits for a person."""
+        self.core.site_t_ns = first_tick_ns - SITE_NS
         self.core.live.latched = inherited(self.image.m, first_tick_ns)
         self.core.next_tick_ns = first_tick_ns
         self.image.m.engine.start_ns = first_tick_ns

@@ -31,6 +31,7 @@ cdef extern from *:
     void ballast_store32(uint32_t*, uint32_t) nogil
 
 
+cdef double INF = float("inf")
 cdef uint64_t MAGIC = 0x5453414C4C414221        # "!BALLAST"
 cdef uint32_t VERSION = 1
 
@@ -68,6 +69,7 @@ LIMIT_TEXT = {
     LIM_DROOP: ("droop", "frequency is outside the deadband: droop adds power, and the ramp limit does not apply to it"),
     LIM_MODE: ("mode", "not in GRID: no power is asked for"),
     LIM_SITE_P: ("site_p", "the charge or discharge limit of the site or the supervisor"),
+    LIM_OPERATOR: ("operator", "a limit that an operator has set is tighter than the site's"),
     LIM_NOT_HELD: ("ramp_not_held", "battery or converter is at its end: grid import moves faster than the ramp limit"),
 }
 
@@ -212,6 +214,57 @@ cdef void publish(Image* m, const Record* rec, const State* st) noexcept nogil:
     ballast_store64(&m.head, head + 1)
 
 
+cdef int read_site(const SiteSlot* s, SiteCopy* out) noexcept nogil:
+    """As read_setpoint."""
+    cdef uint32_t live = ballast_load32(&s.counter)
+    memcpy(out, &s.copy[live & 1], sizeof(SiteCopy))
+    ballast_fence_acquire()
+    return out.rev > 0 and out.crc == site_crc(out)
+
+
+cdef uint32_t site_crc(const SiteCopy* c) noexcept nogil:
+    return crc32(c, <size_t>(<const char*>&c.crc - <const char*>c))
+
+
+cdef void keep_site(Image* m, const SiteCopy* c) noexcept nogil:
+    """A revision comes into force; one writer at a time: set_site before the engine starts, then the engine."""
+    m.site_history[c.rev % SITE_REVISIONS] = c[0]
+    m.site = c.body
+    m.site_rev = c.rev
+
+
+cdef const char* site_refused(const Site* new, const Site* old) noexcept nogil:
+    """Why a running engine does not take this Site: the field, or the relation that is broken; NULL: it does.
+
+    Everything the kernel divides by, compares or takes for granted; what another device or the plan was told at the start has to stay."""
+    cdef const double* x = <const double*>new
+    cdef size_t k
+    for k in range(<size_t>(<const char*>&new.has_pcs_ctl - <const char*>new) // sizeof(double)):
+        if x[k] != x[k] or (x[k] - x[k] != 0.0 and &x[k] != &new.cmd_slew_w_per_s and &x[k] != &new.batt_v_max_v):
+            return b"a value is not finite"
+    if (new.has_pcs_ctl != old.has_pcs_ctl or new.has_pcs_life != old.has_pcs_life or new.has_bms != old.has_bms
+            or new.has_bms_limits != old.has_bms_limits or new.has_bms_temp != old.has_bms_temp or new.has_others != old.has_others):
+        return b"has_* may not change while control runs"
+    if new.s_rated_va != old.s_rated_va or new.f_nom_hz != old.f_nom_hz or new.v_nom_v != old.v_nom_v or new.pcs_rvrt_s != old.pcs_rvrt_s:
+        return b"s_rated_va, f_nom_hz, v_nom_v and pcs_rvrt_s may not change while control runs"
+    if not (new.feeder_w > 0.0 and new.ramp_up_w_per_s > 0.0 and new.ramp_down_w_per_s > 0.0 and new.cmd_slew_w_per_s > 0.0
+            and new.pcs_p_max_w > 0.0 and new.energy_wh > 0.0 and new.soc_time_s > 0.0 and new.mean_min_s > 0.0 and new.meter_hold_s > 0.0
+            and new.bms_lost_s > 0.0 and new.pcs_lost_s > 0.0 and new.follow_s > 0.0 and new.align_full_s > 0.0):
+        return b"a rating, ramp or time is not above 0"
+    if not (new.billing_window_s >= 0.0 and new.enter_service_delay_s >= 0.0 and new.pcs_dead_s >= 0.0 and new.pcs_tau_s >= 0.0
+            and new.export_limit_w >= 0.0 and new.p_charge_max_w >= 0.0 and new.p_discharge_max_w >= 0.0 and new.temp_taper_c >= 0.0
+            and new.droop_db_hz >= 0.0 and new.droop_r >= 0.0 and new.droop_tr_s >= 0.0 and new.volt_db_pu >= 0.0 and new.q_max_var >= 0.0
+            and new.volt_tr_s >= 0.0 and new.trip_s >= 0.0 and new.frozen_s >= 0.0 and new.follow_w >= 0.0):
+        return b"a limit or time is negative"
+    if not (new.import_limit_w >= 0.0 and new.import_limit_w <= new.feeder_w and 0.0 < new.batt_eta <= 1.0
+            and 0.0 <= new.soc_min <= new.soc_target <= new.soc_max <= 1.0 and new.batt_v_min_v < new.batt_v_max_v
+            and new.temp_min_c < new.temp_max_c and new.mean_min_s <= new.mean_max_s and new.meter_hold_s <= new.meter_lost_s
+            and new.f_min_hz < new.f_nom_hz < new.f_max_hz and new.v_min_pu < 1.0 < new.v_max_pu and new.volt_db_pu < new.volt_full_pu
+            and new.pcs_p_max_w <= new.s_rated_va):
+        return b"two values contradict each other"
+    return NULL
+
+
 cdef bint read_entry(const Image* m, uint64_t n, Record* out) noexcept nogil:
     """Ring position n, whole; False where it is not there any more, or not yet."""
     cdef const RingEntry* e = &m.ring[n % RING_TICKS]
@@ -254,13 +307,13 @@ def monotonic_ns():
 
 cdef uint64_t _layout() noexcept:
     """Hash of the sizes and of some offsets: two builds that differ in the contract do not talk past each other."""
-    cdef size_t[12] v
+    cdef size_t[13] v
     cdef uint64_t h = 0xCBF29CE484222325ULL
     cdef int k
     v[0] = sizeof(Image); v[1] = sizeof(Inputs); v[2] = sizeof(Outputs); v[3] = sizeof(State); v[4] = sizeof(Limits)
     v[5] = sizeof(Site); v[6] = sizeof(RingEntry); v[7] = sizeof(EngineStats); v[8] = sizeof(BusStats) * 1000 + sizeof(DeviceStats)
-    v[9] = sizeof(Record); v[10] = sizeof(SetpointSlot) * 1000 + sizeof(LimitsSlot); v[11] = VERSION
-    for k in range(12):
+    v[9] = sizeof(Record); v[10] = sizeof(SetpointSlot) * 1000 + sizeof(LimitsSlot); v[11] = VERSION; v[12] = sizeof(SiteSlot)
+    for k in range(13):
         h = (h ^ v[k]) * 0x100000001B3ULL
     return h
 
@@ -303,6 +356,56 @@ def state_from_bytes(bytes raw):
         raise ImageError(f"state of {len(raw)} bytes, this build has {sizeof(State)}: it was recorded by another build")
     memcpy(&s, <const char*>raw, sizeof(State))
     return s
+
+
+cdef void _write_limits(LimitsSlot* s, const Limits* b) noexcept:
+    cdef uint32_t nxt = s.counter + 1
+    cdef LimitsCopy* c = &s.copy[nxt & 1]
+    c.body = b[0]
+    c.crc = crc32(&c.body, sizeof(Limits))
+    ballast_store32(&s.counter, nxt)
+
+
+cdef void _write_site(Image* m, SiteCopy* c) noexcept:
+    cdef uint32_t nxt = m.site_new.counter + 1
+    c.crc = site_crc(c)
+    m.site_new.copy[nxt & 1] = c[0]
+    ballast_store32(&m.site_new.counter, nxt)
+
+
+cdef dict _without_flags(Limits lim):
+    """What a writer gave: flags are the engine's."""
+    values = <dict>lim
+    del values["flags"]
+    return values
+
+
+def _why_not(str name, value):
+    """Why an operator may not write this limit; empty: he may."""
+    if value != value:
+        return "is no number"
+    if name.startswith("ramp_") and not value > 0:
+        return "is not above 0: a reference that may not move follows nothing"
+    if name.endswith("_w") and value < 0:
+        return "is negative: write 0 for none"
+    return ""
+
+
+def _write_operator_limits_unchecked(ProcessImage image, dict values):
+    """Test helper: operator limits as a writer with a fault would leave them, CRC and all."""
+    cdef Limits b
+    memset(&b, 0, sizeof(Limits))
+    b.ramp_up_w_per_s = b.ramp_down_w_per_s = INF
+    b = <dict>b | values
+    _write_limits(&image.m.limits_op, &b)
+
+
+def _update_site_unchecked(ProcessImage image, dict values):
+    """Test helper: as update_site, without its checks."""
+    cdef SiteCopy c
+    c.body = image.site() | values
+    c.rev = image.m.site_rev + 1
+    _write_site(image.m, &c)
 
 
 def _write_prefix(bytes image, Py_ssize_t n, ProcessImage target, Py_ssize_t at):
@@ -486,11 +589,37 @@ cdef class ProcessImage:
         cdef Limits lim
         if not read_limits(&self.m.limits, &lim):
             return None
-        return lim
+        return _without_flags(lim)
+
+    def operator_limits(self):
+        """The Limits that an operator wrote last as a dict, infinite where not set, without soc_target; None when damaged or never written.
+        They count until lease_until_ns."""
+        cdef Limits lim
+        if not read_limits(&self.m.limits_op, &lim):
+            return None
+        values = _without_flags(lim)
+        del values["soc_target"]
+        return values
 
     def site(self):
-        """The Site as a dict."""
-        return self.m.site
+        """The Site in force as a dict (before the first: all 0)."""
+        return self.site_at(self.m.site_rev) or self.m.site
+
+    def site_at(self, int rev):
+        """Revision `rev` of Site (Inputs.site_rev) as a dict; None where it is not one of the last SITE_REVISIONS."""
+        cdef SiteCopy c
+        cdef int k
+        for k in range(64):                     # bounded: a writer needs a microsecond
+            c = self.m.site_history[rev % SITE_REVISIONS if rev >= 0 else 0]
+            ballast_fence_acquire()
+            if c.crc == site_crc(&c):
+                return c.body if c.rev == rev and rev > 0 else None
+        return None
+
+    @property
+    def site_rev(self):
+        """Revision of the Site in force; 0 before the first."""
+        return self.m.site_rev
 
     @property
     def control_pid(self):
@@ -550,24 +679,88 @@ cdef class ProcessImage:
         b.soc_min = soc_min
         b.soc_max = soc_max
         b.soc_target = soc_target
+        b.flags = 0
         for name, value in (<dict>b).items():
             if value - value != 0:
                 raise ValueError(f"limit {name} = {value} is not finite")
-        cdef LimitsSlot* s = &self.m.limits
-        cdef uint32_t nxt = s.counter + 1
-        cdef LimitsCopy* c = &s.copy[nxt & 1]
-        c.body = b
-        c.crc = crc32(&c.body, sizeof(Limits))
-        ballast_store32(&s.counter, nxt)
+        _write_limits(&self.m.limits, &b)
+
+    def write_operator_limits(self, *, int64_t lease_until_ns, double import_limit_w=INF, double export_limit_w=INF,
+                              double ramp_up_w_per_s=INF, double ramp_down_w_per_s=INF, double p_charge_max_w=INF,
+                              double p_discharge_max_w=INF, double soc_min=-INF, double soc_max=INF):
+        """A person's limits, in force until lease_until_ns (CLOCK_MONOTONIC) beside the site's and the supervisor's: the tightest counts.
+        Infinite: not set. A lease of 0 takes them back. They need no supervisor, and outlive control.
+
+        Raises ValueError naming what is NaN, negative (powers), or not above 0 (ramps)."""
+        self._need_writable()
+        cdef Limits b
+        memset(&b, 0, sizeof(Limits))
+        b.lease_until_ns = lease_until_ns
+        b.import_limit_w = import_limit_w
+        b.export_limit_w = export_limit_w
+        b.ramp_up_w_per_s = ramp_up_w_per_s
+        b.ramp_down_w_per_s = ramp_down_w_per_s
+        b.p_charge_max_w = p_charge_max_w
+        b.p_discharge_max_w = p_discharge_max_w
+        b.soc_min = soc_min
+        b.soc_max = soc_max
+        wrong = [f"{name} = {value}: {why}" for name, value in (<dict>b).items() for why in [_why_not(name, value)] if why]
+        if wrong:
+            raise ValueError("operator limits: " + "; ".join(wrong))
+        _write_limits(&self.m.limits_op, &b)
 
     def set_site(self, dict values):
-        """Every field of Site, before the engine starts. Raises ValueError naming fields that are missing or unknown."""
+        """Every field of Site, before the engine starts: a new revision. Raises ValueError naming fields that are missing or unknown.
+
+        What update_site has written before is over: a restarted control begins with the settings it was started with."""
         self._need_writable()
+        cdef SiteCopy c, pending
         known = set(self.m.site)
         given = set(values)
         if known != given:
             raise ValueError(f"site fields missing: {sorted(known - given)}, unknown: {sorted(given - known)}")
-        self.m.site = values
+        c.body = values
+        c.rev = self.m.site_rev + 1
+        if read_site(&self.m.site_new, &pending) and pending.rev >= c.rev:
+            c.rev = pending.rev + 1
+        c.crc = site_crc(&c)
+        keep_site(self.m, &c)
+
+    def update_site(self, dict values):
+        """Some or all fields of Site while the engine runs, all or nothing; the others stay as they are (or as the last update wants them).
+
+        Returns the revision: in force when `site_rev` has reached it, within a second; refused (EngineStats.setpoint_rejects) when it does
+        not come. Raises ValueError naming every field that is unknown or NaN, and what a running engine does not take."""
+        self._need_writable()
+        cdef SiteCopy c, pending
+        cdef Site now = self.site()
+        cdef const char* why
+        c.body = now
+        c.rev = self.m.site_rev + 1
+        if read_site(&self.m.site_new, &pending) and pending.rev > self.m.site_rev:
+            c.body = pending.body
+            c.rev = pending.rev + 1
+        whole = <dict>c.body
+        unknown = sorted(set(values) - set(whole))
+        bad = [f"{k} = {v}" for k, v in values.items() if v != v]
+        if unknown or bad:
+            raise ValueError("; ".join([f"site fields unknown: {unknown}"] * bool(unknown) + [f"not a number: {', '.join(bad)}"] * bool(bad)))
+        c.body = whole | values
+        why = site_refused(&c.body, &now)
+        if why != NULL:
+            raise ValueError(f"site is not changed: {why.decode()} ({', '.join(f'{k} = {v}' for k, v in values.items())})")
+        _write_site(self.m, &c)
+        return c.rev
+
+    def request_park(self, on):
+        """True: ramp to 0 as SIGTERM does, PCS to standby, and stay there until False: then the normal start. Outlives control."""
+        self._need_writable()
+        self.m.park = 1 if on else 0
+
+    @property
+    def park(self):
+        """True while a person wants the site parked."""
+        return self.m.park != 0
 
     def request_stop(self, int level):
         """1: ramp to 0, then leave; 2: 0 now, then leave; 3: leave the loop at once. Never lowered."""

@@ -162,6 +162,7 @@ cdef inline void enter(State* st, const Inputs* i, int mode) noexcept nogil:
     st.step_since_ns = i.t_ns
     st.clean_since_ns = 0
     st.follow_since_ns = 0
+    st.parked = 0
     if mode == MODE_STANDBY:
         st.adopt = 0
         st.hb_first_ns = 0
@@ -322,10 +323,14 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
         st.was_clean = 0
         if st.mode != MODE_FAULT:
             enter(st, i, MODE_FAULT)
-    if i.stop and st.mode != MODE_STOP:
+    if i.stop:
+        st.parked = 0                           # a stop is for good, whatever becomes of the park
+    # parking waits for the end of FAULT and TRIP, and of an island: a person's wish for 0 W is no reason to make it black
+    if (i.stop and st.mode != MODE_STOP) or (i.park and (st.mode == MODE_GRID or st.mode == MODE_STANDBY)):
         st.stop_since_ns = i.t_ns
         st.stop_s = clamp(abs_w(st.cmd_w) / s.ramp_down_w_per_s, 0.1, 55.0) if st.mode == MODE_GRID else 0.0
         enter(st, i, MODE_STOP)
+        st.parked = not i.stop
     if st.mode == MODE_GRID or st.mode == MODE_ISLAND:
         if st.mode == MODE_GRID:
             follows(i, s, st, w)                # in ISLAND the converter answers to the load, not to us
@@ -349,6 +354,12 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
         elif st.mode == MODE_ISLAND and not forming(i):
             enter(st, i, MODE_RESYNC)
     elif st.mode == MODE_STOP:
+        if st.parked and not i.park:
+            st.alarms = 0
+            enter(st, i, MODE_STANDBY)          # released: all of the start sequence
+            return
+        if st.parked and st.start_step == START_DONE:
+            st.alarms = 0                       # parked for days: what stands is shown, what has passed is not
         if now or grid_bad:                     # no ramp beside a dead grid or a lost device: 0 now
             st.alarms |= now | (ALM_GRID_OUTSIDE if grid_bad else 0)
             st.stop_s = 0.0
@@ -840,7 +851,9 @@ cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* 
             and not (s.has_bms_temp and age_s(i, &i.bms_temp.g) > 10.0 * s.bms_lost_s))))
     if st.mode == MODE_STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE              # the engine may leave once the command has gone out
-        o.op_request = OP_STOP
+        # parked, it is asked where it runs, not once a second for days
+        if not st.parked or not (i.pcs.pcs_state == i.pcs.pcs_state) or PCS_STARTING <= i.pcs.pcs_state <= PCS_THROTTLED:
+            o.op_request = OP_STOP
     p += 0.0                                # -0.0 becomes 0.0: nobody should have to ask what it means
     o.p_cmd_w = p
     st.cmd_w = p
@@ -852,6 +865,8 @@ cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* 
         model_push(st, minus(i.command_t_ns, -to_ns(s.pcs_dead_s)), p)
     if i.step_t_ns > lim.lease_until_ns:
         w.flags |= LIM_LEASE
+    if lim.flags & LIMITS_OPERATOR:
+        w.flags |= LIM_OPERATOR
 
 
 cdef void reset(State* st, const Site* s) noexcept nogil:

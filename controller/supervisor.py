@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -48,7 +48,7 @@ class Event:
 
     t_ns: int
     wall_s: float
-    kind: str  # mode, start, limit, alarm, slot, device, bus, ticks, records, clock, schedule, disk, freeze
+    kind: str  # mode, start, limit, alarm, slot, device, bus, ticks, records, clock, schedule, settings, disk, freeze
     text: str
 
 
@@ -90,6 +90,8 @@ class Supervisor:
         self._row: int | None = None
         self._offset_s: float | None = None
         self._alive: dict[str, bool] = {}
+        self._site_rev: int | None = None  # of the last tick that was kept
+        self._site: dict[str, Any] = {}
         self._budget = MAX_EVENTS_PER_STEP
         self._resumed = self._position > 0
         self._frozen = 0
@@ -209,7 +211,7 @@ class Supervisor:
             self.event("records", f"{lost} ticks were overwritten in the ring before they were read", now_ns, wall_s)
         rows = np.frombuffer(raw, self._dtype)
         if len(rows):
-            self._keep(raw, rows["tick"], first, wall_s)
+            self._keep(raw, rows, first, wall_s)
         if len(rows) and self._resumed:
             self._take_over(rows[0], now_ns, wall_s)
         for at in range(0, len(rows), LOOK_TICKS):  # one second, or what a restarted supervisor finds
@@ -225,28 +227,42 @@ class Supervisor:
         if len(self._history) >= FLUSH_S:
             self._commit_history(wall_s)
 
-    def _keep(self, raw: bytes, ticks: np.ndarray, first: int, wall_s: float) -> None:
-        """Hands the records on; a start of control (its ticks begin anew, with the kernel's reset) begins a segment."""
+    def _keep(self, raw: bytes, rows: np.ndarray, first: int, wall_s: float) -> None:
+        """Hands the records on. A start of control (its ticks begin anew, with the kernel's reset) begins a segment, and so does a tick
+        with another revision of Site: each segment stands under its own.
+        """
         sinks = [sink for sink in (self.writer, self.freezer) if sink is not None]
+        ticks, revs, t_ns = rows["tick"], rows["inp"]["site_rev"], rows["inp"]["t_ns"]
         start = self._position - len(ticks)  # ring position of ticks[0]; first < start: the oldest were overwritten
         before = self._tick if self._tick is not None else 0
         cuts = [i for i in (np.flatnonzero(np.diff(ticks, prepend=before) <= 0)).tolist() if start + i > 0]
-        if sinks and not sinks[0].site:
-            self._name_site(sinks)
-        for begin, end in pairwise(sorted({0, *cuts, len(ticks)})):
-            if begin in cuts:
+        changes = _changes(revs, self._site_rev)
+        for begin, end in pairwise(sorted({0, *cuts, *changes, len(ticks)})):
+            if begin in cuts or (begin in changes and self._site_rev is not None):
+                ended_s = wall_s - (int(t_ns[-1]) - int(t_ns[max(0, begin - 1)])) / 1e9
                 for sink in sinks:
-                    sink.flush(None, wall_s, fresh=True)
-                if self.freezer is not None:
-                    self.freezer.ask("restart")  # control died or slept: what led to it is worth keeping
-                self._name_site(sinks)
+                    sink.flush(None, ended_s, fresh=begin in cuts)
+            if begin in cuts and self.freezer is not None:
+                self.freezer.ask("restart")  # control died or slept: what led to it is worth keeping
+            if begin in changes:
+                self._name_site(sinks, int(revs[begin]), int(t_ns[begin]), wall_s)
             part = raw[begin * core.RECORD_SIZE : end * core.RECORD_SIZE]
+            after_s = wall_s - (int(t_ns[-1]) - int(t_ns[end - 1])) / 1e9
             for sink in sinks:
-                sink.add(part, first if begin == 0 else start + begin, start + end, wall_s)
+                sink.add(part, first if begin == 0 else start + begin, start + end, after_s)
 
-    def _name_site(self, sinks: Sequence[RecordWriter | Freezer]) -> None:
+    def _name_site(self, sinks: Sequence[RecordWriter | Freezer], rev: int, t_ns: int, wall_s: float) -> None:
+        """The Site of a revision to whoever keeps ticks; where it is not known any more, the one in force, and that is said."""
+        site = self.image.site_at(rev)
+        if site is None:
+            site = self.image.site()
+            self.event("records", f"revision {rev} of the settings is not known any more: these ticks may not replay", t_ns, wall_s)
+        if self._site_rev is not None:
+            self.event("settings", f"revision {rev} is in force{_differences(self._site, site)}", t_ns, wall_s)
+        self._site_rev, self._site = rev, site
+        self._limits |= {name: site[name] for name in self._limits if name in site}  # what we lease is never tighter than what is in force
         for sink in sinks:
-            sink.site = self.image.site()
+            sink.site = site
 
     def _take_over(self, first: np.void, now_ns: int, wall_s: float) -> None:
         """A restarted supervisor: what its predecessor has already told is no event; that it died is one."""
@@ -418,6 +434,12 @@ def _changes(values: np.ndarray, before: int | None) -> list[int]:
     """Indices at which the value differs from the one before (`before` ahead of the first; None differs from all)."""
     first = [0] if before is None or int(values[0]) != before else []
     return first + (np.flatnonzero(values[1:] != values[:-1]) + 1).tolist()
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What changed, in words."""
+    changed = [f"{name} {old[name]:g} -> {new[name]:g}" for name in new if name in old and old[name] != new[name]]
+    return f": {', '.join(changed)}" if changed else ""
 
 
 def _kw(watts: float) -> str:

@@ -17,14 +17,15 @@ enum {
     LIM_RAMP = 1 << 0, LIM_IMPORT = 1 << 1, LIM_EXPORT = 1 << 2, LIM_BILLING = 1 << 3, LIM_FEEDER = 1 << 4, LIM_SOC_MIN = 1 << 5,
     LIM_SOC_MAX = 1 << 6, LIM_TEMP = 1 << 7, LIM_PCS_S = 1 << 8, LIM_BMS_CHARGE = 1 << 9, LIM_BMS_DISCHARGE = 1 << 10, LIM_BATT_V = 1 << 11,
     LIM_SLEW = 1 << 12, LIM_METER_STALE = 1 << 13, LIM_BMS_STALE = 1 << 14, LIM_HOLD = 1 << 15, LIM_LEASE = 1 << 16, LIM_FILTER = 1 << 17,
-    LIM_DROOP = 1 << 18, LIM_MODE = 1 << 19, LIM_SITE_P = 1 << 20, LIM_NOT_HELD = 1 << 21
+    LIM_DROOP = 1 << 18, LIM_MODE = 1 << 19, LIM_SITE_P = 1 << 20, LIM_NOT_HELD = 1 << 21, LIM_OPERATOR = 1 << 22
 };
 enum {
     ALM_METER_LOST = 1 << 0, ALM_METER_FROZEN = 1 << 1, ALM_PCS_LOST = 1 << 2, ALM_PCS_FAULT = 1 << 3, ALM_PCS_NOT_FOLLOWING = 1 << 4,
     ALM_BMS_LOST = 1 << 5, ALM_BMS_FAULT = 1 << 6, ALM_IDENTITY = 1 << 7, ALM_GRID_OUTSIDE = 1 << 8, ALM_PCS_LOCAL = 1 << 9,
     ALM_REVERSION = 1 << 10, ALM_METER_SIGN = 1 << 11, ALM_INTERNAL = 1 << 12
 };
-enum { PCS_RUNNING = 3, PCS_THROTTLED = 4, PCS_FAULTED = 6, BMS_CONNECTED = 3, BMS_FAULTED = 99 };
+enum { LIMITS_OPERATOR = 1 };
+enum { PCS_STARTING = 2, PCS_RUNNING = 3, PCS_THROTTLED = 4, PCS_FAULTED = 6, BMS_CONNECTED = 3, BMS_FAULTED = 99 };
 
 static const double HEARTBEAT_S = 3.0, CLEAN_S = 5.0, PROVED_S = 10.0, RB_TIME_S = 1.0, ALIGN_TIME_S = 10.0, AHEAD_S = 0.1;
 static const double SOC_TAPER = 0.01;
@@ -89,6 +90,7 @@ typedef struct {
     int64_t lease_until_ns;
     double import_limit_w, export_limit_w, ramp_up_w_per_s, ramp_down_w_per_s, p_charge_max_w, p_discharge_max_w;
     double soc_min, soc_max, soc_target;
+    uint64_t flags;
 } Limits;
 
 typedef struct {
@@ -96,6 +98,7 @@ typedef struct {
     double billing_phase_s;
     int32_t verified, stop, reset;
     uint32_t latched;
+    int32_t park, site_rev;
     Meter meter;
     Pcs pcs;
     PcsControl pcs_ctl;
@@ -193,6 +196,7 @@ typedef struct {
     int32_t adopt;
     int32_t was_clean;
     int32_t stale;
+    int32_t parked;
     uint32_t proven;
 } State;
 
@@ -412,6 +416,7 @@ static inline void enter(State *st, const Inputs *i, int mode)
     st->step_since_ns = i->t_ns;
     st->clean_since_ns = 0;
     st->follow_since_ns = 0;
+    st->parked = 0;
     if (mode == STANDBY) {
         st->adopt = 0;
         st->hb_first_ns = 0;
@@ -580,10 +585,12 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
         st->was_clean = 0;
         if (st->mode != FAULT) enter(st, i, FAULT);
     }
-    if (i->stop && st->mode != STOP) {
+    if (i->stop) st->parked = 0;
+    if ((i->stop && st->mode != STOP) || (i->park && (st->mode == GRID || st->mode == STANDBY))) {
         st->stop_since_ns = i->t_ns;
         st->stop_s = st->mode == GRID ? clamp(abs_w(st->cmd_w) / s->ramp_down_w_per_s, 0.1, 55.0) : 0.0;
         enter(st, i, STOP);
+        st->parked = !i->stop;
     }
     switch (st->mode) {
     case GRID:
@@ -637,6 +644,12 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
         if (st->start_step == START_DONE) go(i, s, st);
         break;
     case STOP:
+        if (st->parked && !i->park) {
+            st->alarms = 0;
+            enter(st, i, STANDBY);
+            break;
+        }
+        if (st->parked && st->start_step == START_DONE) st->alarms = 0;
         if (now || grid_bad) {
             st->alarms |= now | (grid_bad ? ALM_GRID_OUTSIDE : 0);
             st->stop_s = 0.0;
@@ -1048,7 +1061,8 @@ static inline void gate(const Inputs *i, const Limits *lim, const Site *s, State
                           && !(s->has_bms_temp && age_s(i, &i->bms_temp.g) > 10.0 * s->bms_lost_s))));
     if (st->mode == STOP && p == 0.0 && (i->stop >= 2 || !(since_s(i, st->stop_since_ns) < st->stop_s))) {
         st->start_step = START_DONE;
-        o->op_request = OP_STOP;
+        const double state = i->pcs.pcs_state;
+        if (!st->parked || state != state || (PCS_STARTING <= state && state <= PCS_THROTTLED)) o->op_request = OP_STOP;
     }
     p += 0.0;
     o->p_cmd_w = p;
@@ -1059,6 +1073,7 @@ static inline void gate(const Inputs *i, const Limits *lim, const Site *s, State
     o->heartbeat = o->gate ? (double)((i->tick / 100) & 0x3FFFFFFF) + 1.0 : 0.0;
     if (o->gate) model_push(st, minus(i->command_t_ns, -to_ns(s->pcs_dead_s)), p);
     if (i->step_t_ns > lim->lease_until_ns) w->flags |= LIM_LEASE;
+    if (lim->flags & LIMITS_OPERATOR) w->flags |= LIM_OPERATOR;
 }
 
 __attribute__((noinline)) void peer_step(const Inputs *inp, const Limits *lim, const Site *s, State *st, Outputs *o)

@@ -82,6 +82,9 @@ class FakeImage:
     def site(self) -> dict[str, float]:
         return {"f_nom_hz": 50.0}
 
+    def site_at(self, rev: int) -> dict[str, float] | None:
+        return self.site() if rev == 0 else None
+
     def write_limits(self, **fields: float) -> None:
         self.limits_written.append(fields)
 

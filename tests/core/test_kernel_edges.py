@@ -449,3 +449,85 @@ def test_devices_that_have_not_answered_yet_do_not_latch_in_a_fault_taken_over()
     r.stale.clear()
     r.step(2)
     assert alarms(r.out) == {"meter_sign"}
+
+
+def test_parked_ramps_to_zero_stays_there_and_starts_anew_when_released() -> None:
+    r = Rig().to_grid()
+    r.step(5, load_w=440e3)
+    r.inp["park"] = 1
+    last = r.out["p_cmd_w"]
+    while r.step()["start_step"] != 5:
+        assert r.out["mode"] == STOP and r.out["p_cmd_w"] <= last + 1.0 and r.tick < 10_000
+        assert last - r.out["p_cmd_w"] < 100.0, "at the ramp, not at once"
+        last = r.out["p_cmd_w"]
+    assert r.out["op_request"] == 2  # the converter still runs: to standby with it
+    r.running = False
+    for _ in range(1000):
+        out = r.step()
+        assert (out["mode"], out["p_cmd_w"], out["gate"]) == (STOP, 0.0, 1)
+        assert out["op_request"] == 0 or r.inp["pcs"]["pcs_state"] == 3.0, "asked once, not for days"
+    r.inp["park"] = 0
+    assert r.step()["mode"] == STANDBY
+    tick = r.tick
+    r.to_grid()
+    assert r.tick - tick > 300  # all of the start sequence, with the heartbeat's 3 s
+
+
+def test_released_on_its_way_to_zero_it_goes_on_from_measured_power() -> None:
+    r = Rig().to_grid()
+    r.step(5, load_w=440e3)
+    r.inp["pcs_ctl"]["wset_ena"] = 1.0
+    r.inp["park"] = 1
+    r.step(500)
+    kept = r.inp["pcs_ctl"]["wset_w"] = r.out["p_cmd_w"]
+    assert 10e3 < kept < 35e3
+    r.inp["park"] = 0
+    while r.step()["mode"] != GRID:
+        assert r.tick < 2000
+        assert not r.out["gate"] or r.out["p_cmd_w"] == kept
+    assert r.out["p_cmd_w"] == pytest.approx(kept, rel=0.01)
+
+
+def test_a_stop_while_parked_is_for_good() -> None:
+    r = Rig().to_grid()
+    r.inp["park"] = 1
+    r.step(200)
+    r.inp["stop"] = 1
+    assert r.step()["start_step"] == 5
+    r.inp.update(park=0, stop=0)
+    assert r.step(1000)["mode"] == STOP
+
+
+@pytest.mark.parametrize("cause", ["fault", "trip", "island"])
+def test_parking_waits_for_the_end_of_fault_trip_and_island(cause: str) -> None:
+    r = Rig().to_grid()
+    r.step(1100)
+    if cause == "fault":
+        r.inp["verified"] = -1
+    else:
+        r.inp["pcs"]["pcs_der_mode"] = 2.0 if cause == "island" else 1.0
+        r.inp["meter"]["v1_v"] = 50.0
+    want = {"fault": FAULT, "trip": TRIP, "island": 3}[cause]
+    assert r.step(15)["mode"] == want
+    r.inp["park"] = 1
+    assert r.step(100)["mode"] == want
+    r.inp["verified"], r.inp["meter"]["v1_v"], r.inp["pcs"]["pcs_der_mode"] = 1, 230.0, 1.0
+    seen = {r.step()["mode"] for _ in range(2000)}
+    assert GRID not in seen and r.out["mode"] == STOP and r.out["p_cmd_w"] == 0.0
+
+
+def test_what_has_passed_while_parked_is_no_alarm() -> None:
+    r = Rig()
+    r.inp["park"] = 1
+    r.step(50)
+    r.stale.add("bms")
+    assert "bms_lost" in alarms(r.step(400))
+    r.stale.clear()
+    assert not alarms(r.step(2)) and r.out["mode"] == STOP
+
+
+def test_an_operators_limit_that_binds_is_shown() -> None:
+    r = Rig().to_grid()
+    assert "operator" not in active(r.step())
+    r.lim["flags"] = 1
+    assert "operator" in active(r.step())

@@ -29,14 +29,15 @@ OP_START, OP_STOP = 1, 2
 (
     LIM_RAMP, LIM_IMPORT, LIM_EXPORT, LIM_BILLING, LIM_FEEDER, LIM_SOC_MIN, LIM_SOC_MAX, LIM_TEMP, LIM_PCS_S, LIM_BMS_CHARGE,
     LIM_BMS_DISCHARGE, LIM_BATT_V, LIM_SLEW, LIM_METER_STALE, LIM_BMS_STALE, LIM_HOLD, LIM_LEASE, LIM_FILTER, LIM_DROOP, LIM_MODE,
-    LIM_SITE_P, LIM_NOT_HELD,
-) = (1 << k for k in range(22))  # fmt: skip
+    LIM_SITE_P, LIM_NOT_HELD, LIM_OPERATOR,
+) = (1 << k for k in range(23))  # fmt: skip
 (
     ALM_METER_LOST, ALM_METER_FROZEN, ALM_PCS_LOST, ALM_PCS_FAULT, ALM_PCS_NOT_FOLLOWING, ALM_BMS_LOST, ALM_BMS_FAULT, ALM_IDENTITY,
     ALM_GRID_OUTSIDE, ALM_PCS_LOCAL, ALM_REVERSION, ALM_METER_SIGN, ALM_INTERNAL,
 ) = (1 << k for k in range(13))  # fmt: skip
 
-PCS_RUNNING, PCS_THROTTLED, PCS_FAULTED = 3, 4, 6
+LIMITS_OPERATOR = 1
+PCS_STARTING, PCS_RUNNING, PCS_THROTTLED, PCS_FAULTED = 2, 3, 4, 6
 BMS_CONNECTED, BMS_FAULTED = 3, 99
 HEARTBEAT_S = 3.0
 CLEAN_S = 5.0
@@ -217,7 +218,7 @@ def new_state(s: Obj) -> Obj:
         ring_s=0.0, ring_e=[0.0] * RING_LAGS, ring_load_w=0.0, ring_var=0.0, ring_cov=[0.0] * RING_LAGS, ring_calm=0, ring_hot=0,
         sign_m_w=0.0, sign_p_w=0.0, sign_last_m_w=0.0, sign_last_p_w=0.0, sign_num=0.0, sign_den=0.0, sign_tick_num=0.0,
         sign_tick_den=0.0, sign_prev_m_w=0.0, sign_prev_p_w=0.0, pcs_good_ns=0, bms_good_ns=0, bms_lim_good_ns=0, sign_n=0, sign_blocks=0,
-        mode=0, start_step=0, reset_seen=0, tripped=0, alarms=0, adopt=0, was_clean=0, stale=0, proven=0,
+        mode=0, start_step=0, reset_seen=0, tripped=0, alarms=0, adopt=0, was_clean=0, stale=0, proven=0, parked=0,
     )  # fmt: skip
     st.mode = STANDBY
     st.horizon_s = s.mean_min_s
@@ -311,6 +312,7 @@ def enter(st: Obj, i: Obj, mode: int) -> None:
     st.step_since_ns = i.t_ns
     st.clean_since_ns = 0
     st.follow_since_ns = 0
+    st.parked = 0
     if mode == STANDBY:
         st.adopt = 0
         st.hb_first_ns = 0
@@ -453,10 +455,13 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
         st.was_clean = 0
         if st.mode != FAULT:
             enter(st, i, FAULT)
-    if i.stop and st.mode != STOP:
+    if i.stop:
+        st.parked = 0
+    if (i.stop and st.mode != STOP) or (i.park and (st.mode == GRID or st.mode == STANDBY)):
         st.stop_since_ns = i.t_ns
         st.stop_s = clamp(div(abs_w(st.cmd_w), s.ramp_down_w_per_s), 0.1, 55.0) if st.mode == GRID else 0.0
         enter(st, i, STOP)
+        st.parked = int(not i.stop)
     if st.mode == GRID or st.mode == ISLAND:
         if st.mode == GRID:
             follows(i, s, st, w)
@@ -482,6 +487,12 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
         elif st.mode == ISLAND and not forming(i):
             enter(st, i, RESYNC)
     elif st.mode == STOP:
+        if st.parked and not i.park:
+            st.alarms = 0
+            enter(st, i, STANDBY)
+            return
+        if st.parked and st.start_step == START_DONE:
+            st.alarms = 0
         if now or grid_bad:
             st.alarms |= now | (ALM_GRID_OUTSIDE if grid_bad else 0)
             st.stop_s = 0.0
@@ -915,7 +926,9 @@ def gate(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float) -> None:
     o.gate = int(st.mode != STANDBY or (i.verified == 1 and ready))
     if st.mode == STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE
-        o.op_request = OP_STOP
+        state = i.pcs.pcs_state
+        if not st.parked or state != state or PCS_STARTING <= state <= PCS_THROTTLED:
+            o.op_request = OP_STOP
     p += 0.0
     o.p_cmd_w = p
     st.cmd_w = p
@@ -928,6 +941,8 @@ def gate(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float) -> None:
         model_push(st, minus(i.command_t_ns, -to_ns(s.pcs_dead_s)), p)
     if i.step_t_ns > lim.lease_until_ns:
         w.flags |= LIM_LEASE
+    if lim.flags & LIMITS_OPERATOR:
+        w.flags |= LIM_OPERATOR
 
 
 def step(i: Obj, lim: Obj, s: Obj, st: Obj) -> Obj:

@@ -93,6 +93,12 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     "resets by itself for ever": (K, "if st.reset_t_ns[oldest] and", "if False and"),
     "resets without a clean GRID": (K, "if now or not st.was_clean:", "if now:"),
     "a latched fault is forgotten by a restart": (K, "    if i.latched: ", "    if False: "),
+    "parked for ever": (K, "if st.parked and not i.park:", "if False:"),
+    "parking makes an island black": (
+        K, "(i.park and (st.mode == MODE_GRID or st.mode == MODE_STANDBY))", "(i.park and st.mode != MODE_STOP)",
+    ),
+    "a stop ends with the park": (K, "        st.parked = 0     ", "        pass     "),
+    "an operator's limit is not shown": (K, "if lim.flags & LIMITS_OPERATOR:", "if False:"),
     "deaf converter not noticed": (K, "fault(st, i, ALM_PCS_NOT_FOLLOWING)", "pass"),
     "dead time forgotten": (K, "minus(i.command_t_ns, -to_ns(s.pcs_dead_s))", "i.command_t_ns"),
     "load at the instant of the step": (K, "&st.model_at, i.meter.g.t_ns)", "&st.model_at, i.step_t_ns)"),
