@@ -85,7 +85,7 @@ cpdef enum:                      # Outputs.limits_active: why power is what it i
 cpdef enum:                      # Limits.flags
     LIMITS_OPERATOR = 1         # an operator's live limit is tighter than those of site and supervisor
 
-cpdef enum:                      # Outputs.alarms: latched until reset; the words stand in image.pyx, ALARM_TEXT
+cpdef enum:                      # Outputs.alarms: what each means, and what follows from it, stands in faults.py
     ALM_METER_LOST = 1 << 0
     ALM_METER_FROZEN = 1 << 1
     ALM_PCS_LOST = 1 << 2

@@ -13,6 +13,8 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
+from _core.faults import FAULTS
+
 
 cdef extern from *:
     """
@@ -73,21 +75,7 @@ LIMIT_TEXT = {
     LIM_NOT_HELD: ("ramp_not_held", "battery or converter is at its end: grid import moves faster than the ramp limit"),
 }
 
-ALARM_TEXT = {
-    ALM_METER_LOST: ("meter_lost", "the meter has not answered"),
-    ALM_METER_FROZEN: ("meter_frozen", "the meter answers, but every value has stood still to the last bit"),
-    ALM_PCS_LOST: ("pcs_lost", "the PCS has not answered"),
-    ALM_PCS_FAULT: ("pcs_fault", "the PCS reports a fault or has stopped by itself"),
-    ALM_PCS_NOT_FOLLOWING: ("pcs_not_following", "the PCS acknowledges commands but its power does not follow them"),
-    ALM_BMS_LOST: ("bms_lost", "the BMS has not answered"),
-    ALM_BMS_FAULT: ("bms_fault", "the BMS reports a fault or has opened its contactors"),
-    ALM_IDENTITY: ("identity", "a device is not the one that was compiled: identity or scale factor differs"),
-    ALM_GRID_OUTSIDE: ("grid_outside", "grid voltage or frequency outside the window"),
-    ALM_PCS_LOCAL: ("pcs_local", "somebody holds the PCS in local control"),
-    ALM_REVERSION: ("reversion", "the PCS lost its reversion timer"),
-    ALM_METER_SIGN: ("meter_sign", "grid power moves the same way as battery power: the meter's sign or phase order is wrong"),
-    ALM_INTERNAL: ("internal", "a value inside the kernel was not finite; power is 0"),
-}
+ALARM_TEXT = {row.bit: (row.id, row.text) for row in FAULTS if row.bit}      # kernel.pyx holds it against ALM_*
 
 
 class ImageError(Exception):

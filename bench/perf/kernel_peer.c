@@ -31,6 +31,8 @@ static const double HEARTBEAT_S = 3.0, CLEAN_S = 5.0, PROVED_S = 10.0, RB_TIME_S
 static const double SOC_TAPER = 0.01;
 static const double OBSERVE_S = 0.02, OBSERVE = 0.3, RING_MEMORY = 20.0, RING_LEVEL = 0.002, RING_SHARE = 0.35;
 static const uint32_t RING_HOT = 8, RING_CALM = 6000, SIGN_BLOCK = 10;
+/* What _core/faults.py says follows from alarms: peer.py gives the masks before the first step. */
+static uint32_t TO_FAULT, TO_TRIP, PERSON, ACTS;
 static const int64_t HOUR_NS = 3600LL * 1000000000LL;
 
 /* ---------------------------------------------------------------- image.pxd */
@@ -427,10 +429,25 @@ static inline void fault(State *st, const Inputs *i, uint32_t alarm)
 {
     st->alarms |= alarm;
     if (st->mode != FAULT) {
-        if (alarm & ALM_METER_SIGN) st->was_clean = 0;
+        if (alarm & PERSON) st->was_clean = 0;
         else if (st->mode != TRIP) st->was_clean = st->mode == GRID && since_s(i, st->mode_since_ns) >= PROVED_S;
         enter(st, i, FAULT);
     }
+}
+
+static inline void trip(State *st, const Inputs *i, uint32_t alarm)
+{
+    st->alarms |= alarm;
+    st->was_clean = st->mode == GRID && since_s(i, st->mode_since_ns) >= PROVED_S;
+    st->tripped = 1;
+    enter(st, i, TRIP);
+}
+
+static inline void react(State *st, const Inputs *i, Work *w, uint32_t alarm)
+{
+    w->causes |= alarm;
+    if (alarm & TO_FAULT) fault(st, i, alarm & ACTS);
+    else if (alarm & TO_TRIP) trip(st, i, alarm & ACTS);
 }
 
 static inline uint32_t unseen(const Site *s, const State *st)
@@ -464,7 +481,7 @@ static inline void start(const Inputs *i, const Site *s, State *st, const Work *
     const int beat = is_finite(i->pcs_life.pcs_heartbeat) && i->pcs_life.pcs_heartbeat != st->last_hb;
     const int before = st->start_step;
     const PcsControl *c = &i->pcs_ctl;
-    if (!(w->meter_ok && w->pcs_ok && w->bms_ok && i->verified == 1 && causes(i, s, st, w) == 0)) {
+    if (!(w->meter_ok && w->pcs_ok && w->bms_ok && i->verified == 1 && (causes(i, s, st, w) & ACTS) == 0)) {
         st->start_step = START_DEVICES;
     } else if (st->adopt && st->start_step > START_DEVICES && (!live || (s->has_pcs_ctl && c->wset_ena != 1.0))) {
         st->start_step = START_DEVICES;
@@ -504,11 +521,11 @@ static inline void start(const Inputs *i, const Site *s, State *st, const Work *
     if (st->start_step != before) st->step_since_ns = i->t_ns;
 }
 
-static inline void follows(const Inputs *i, const Site *s, State *st)
+static inline void follows(const Inputs *i, const Site *s, State *st, Work *w)
 {
     if (s->follow_w > 0.0 && !(st->rb_abs_w <= s->follow_w)) {
         if (st->follow_since_ns == 0) st->follow_since_ns = i->t_ns;
-        else if (since_s(i, st->follow_since_ns) > s->follow_s) fault(st, i, ALM_PCS_NOT_FOLLOWING);
+        else if (since_s(i, st->follow_since_ns) > s->follow_s) react(st, i, w, ALM_PCS_NOT_FOLLOWING);
     } else {
         st->follow_since_ns = 0;
     }
@@ -521,6 +538,7 @@ static inline int may_reset(const Inputs *i, State *st, uint32_t now)
         st->reset_seen = i->reset;
         return now == 0;
     }
+    if (st->alarms & PERSON) return 0;
     if (now || !st->was_clean) {
         st->clean_since_ns = 0;
         return 0;
@@ -575,7 +593,7 @@ static inline void go(const Inputs *i, const Site *s, State *st)
 
 static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Outputs *o)
 {
-    const uint32_t now = causes(i, s, st, w);
+    const uint32_t now = causes(i, s, st, w), acts = now & ACTS;
     const int grid_bad = st->bad_since_ns != 0 && since_s(i, st->bad_since_ns) >= s->trip_s;
     const int good = st->good_since_ns && since_s(i, st->good_since_ns) >= s->enter_service_delay_s;
     w->causes = now;
@@ -595,43 +613,40 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
     switch (st->mode) {
     case GRID:
     case ISLAND:
-        if (st->mode == GRID) follows(i, s, st);
-        if (st->mode == FAULT) {
-        } else if (now) {
-            fault(st, i, now);
+        if (st->mode == GRID) follows(i, s, st, w);
+        if (st->mode != GRID && st->mode != ISLAND) {
+        } else if (acts) {
+            react(st, i, w, acts);
         } else if (i->pcs.pcs_state != PCS_RUNNING && i->pcs.pcs_state != PCS_THROTTLED) {
-            fault(st, i, ALM_PCS_FAULT);
+            react(st, i, w, ALM_PCS_FAULT);
         } else if (s->has_pcs_ctl && (i->pcs_ctl.wset_rvrt_ena != 1.0 || !(abs_w(i->pcs_ctl.wset_rvrt_s - s->pcs_rvrt_s) < 1.0)
                                        || !(age_s(i, &i->pcs_ctl.g) <= 2.0 * s->pcs_rvrt_s + 2.0))) {
-            fault(st, i, ALM_REVERSION);
+            react(st, i, w, ALM_REVERSION);
         } else if (grid_bad && st->mode == GRID) {
             if (forming(i)) {
                 enter(st, i, ISLAND);
             } else {
-                st->alarms |= ALM_GRID_OUTSIDE;
-                st->was_clean = since_s(i, st->mode_since_ns) >= PROVED_S;
-                st->tripped = 1;
-                enter(st, i, TRIP);
+                react(st, i, w, ALM_GRID_OUTSIDE);
             }
         } else if (st->mode == ISLAND && !forming(i)) {
             enter(st, i, RESYNC);
         }
         break;
     case RESYNC:
-        if (now) fault(st, i, now);
+        if (acts) react(st, i, w, acts);
         else if (good) enter(st, i, STANDBY);
         break;
     case TRIP:
-        if (now) {
-            fault(st, i, now);
-        } else if (good) {
+        if (acts & TO_FAULT) {
+            fault(st, i, acts);
+        } else if (acts == 0 && good) {
             st->alarms = 0;
             enter(st, i, STANDBY);
         }
         break;
     case FAULT:
-        st->alarms |= now & ~unseen(s, st);
-        if (may_reset(i, st, now)) {
+        st->alarms |= acts & ~unseen(s, st);
+        if (may_reset(i, st, acts)) {
             st->alarms = 0;
             st->rb_err_w = 0.0;
             st->rb_abs_w = 0.0;
@@ -650,8 +665,8 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
             break;
         }
         if (st->parked && st->start_step == START_DONE) st->alarms = 0;
-        if (now || grid_bad) {
-            st->alarms |= now | (grid_bad ? ALM_GRID_OUTSIDE : 0);
+        if (acts || grid_bad) {
+            st->alarms |= acts | (grid_bad ? ALM_GRID_OUTSIDE : 0);
             st->stop_s = 0.0;
         }
         break;
@@ -746,7 +761,7 @@ static inline void ringing(const Site *s, State *st, double load_w)
     }
 }
 
-static inline void watch_sign(const Inputs *i, const Site *s, State *st)
+static inline void watch_sign(const Inputs *i, const Site *s, State *st, Work *w)
 {
     const double keep = 0.998, floor = 0.05 * s->s_rated_va;
     double m = i->meter.grid_p_w, p = st->model_p_w + st->rb_err_w, dm = m - st->sign_prev_m_w, dp = p - st->sign_prev_p_w;
@@ -774,7 +789,7 @@ static inline void watch_sign(const Inputs *i, const Site *s, State *st)
     st->sign_den = 0.98 * st->sign_den + dp * dp;
     if (smaller(st->sign_den, st->sign_tick_den) > floor * floor && st->sign_num > 0.5 * st->sign_den
         && st->sign_tick_num > 0.5 * st->sign_tick_den)
-        fault(st, i, ALM_METER_SIGN);
+        react(st, i, w, ALM_METER_SIGN);
 }
 
 static inline void reconstruct(const Inputs *i, const Site *s, State *st, Work *w, Outputs *o)
@@ -787,7 +802,7 @@ static inline void reconstruct(const Inputs *i, const Site *s, State *st, Work *
         load = i->meter.grid_p_w + st->model_p_w + st->rb_err_w + others;
         if (st->mode == GRID) {
             ringing(s, st, load);
-            watch_sign(i, s, st);
+            watch_sign(i, s, st, w);
         }
         t_f = larger(abs_w(st->align_s), st->ring_s) + (double)minus(st->model_t_ns, i->meter.g.t_ns) * 1e-9;
         if (t_f > s->align_full_s) {
@@ -1114,12 +1129,20 @@ __attribute__((noinline)) void peer_step(const Inputs *inp, const Limits *lim, c
     o->limits_active = w.flags;
     o->p_min_w = -w.cha_w;
     o->p_max_w = w.dis_w;
-    o->alarms = st->alarms | (st->mode == STANDBY || st->mode == FAULT ? w.causes : 0);
+    o->alarms = st->alarms | (st->mode == STANDBY || st->mode == FAULT ? w.causes : w.causes & ~ACTS);
     o->mode = st->mode;
     o->start_step = st->start_step;
 }
 
 /* ---------------------------------------------------------------- the face for peer.py */
+
+void peer_masks(uint32_t to_fault, uint32_t to_trip, uint32_t person)
+{
+    TO_FAULT = to_fault;
+    TO_TRIP = to_trip;
+    PERSON = person;
+    ACTS = to_fault | to_trip;
+}
 
 size_t peer_size(int which)
 {

@@ -1,8 +1,8 @@
 """The kernel again, in plain Python: kernel.pyx and laws.pxd operation by operation, bit-equal in f64.
 
-Nothing here imports compiled code. It is written to be compared, not to be fast or short: the same names, the same order of
-operations, C's rules where Python's differ (division by zero, int64 that saturates, uint32 that wraps). `Twin` has the face of
-`_core.kernel.Kernel`: Twin(site).step(inputs, limits) -> outputs, get_state(), set_state().
+Nothing here imports compiled code; the table of faults is data, and shared. It is written to be compared, not to be fast or short: the
+same names, the same order of operations, C's rules where Python's differ (division by zero, int64 that saturates, uint32 that wraps).
+`Twin` has the face of `_core.kernel.Kernel`: Twin(site).step(inputs, limits) -> outputs, get_state(), set_state().
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 from typing import Any
+
+from _core.faults import FAULTS, masks
 
 Obj = Any
 
@@ -37,6 +39,10 @@ OP_START, OP_STOP = 1, 2
 ) = (1 << k for k in range(13))  # fmt: skip
 
 LIMITS_OPERATOR = 1
+ALARMS = {name: bit for name, bit in dict(globals()).items() if name.startswith("ALM_")}
+MASKS = masks(FAULTS, ALARMS)
+TO_FAULT, TO_TRIP, PERSON = MASKS.fault, MASKS.trip, MASKS.person
+ACTS = TO_FAULT | TO_TRIP
 PCS_STARTING, PCS_RUNNING, PCS_THROTTLED, PCS_FAULTED = 2, 3, 4, 6
 BMS_CONNECTED, BMS_FAULTED = 3, 99
 HEARTBEAT_S = 3.0
@@ -321,11 +327,26 @@ def enter(st: Obj, i: Obj, mode: int) -> None:
 def fault(st: Obj, i: Obj, alarm: int) -> None:
     st.alarms |= alarm
     if st.mode != FAULT:
-        if alarm & ALM_METER_SIGN:
+        if alarm & PERSON:
             st.was_clean = 0
         elif st.mode != TRIP:
             st.was_clean = int(st.mode == GRID and since_s(i, st.mode_since_ns) >= PROVED_S)
         enter(st, i, FAULT)
+
+
+def trip(st: Obj, i: Obj, alarm: int) -> None:
+    st.alarms |= alarm
+    st.was_clean = int(st.mode == GRID and since_s(i, st.mode_since_ns) >= PROVED_S)
+    st.tripped = 1
+    enter(st, i, TRIP)
+
+
+def react(st: Obj, i: Obj, w: Obj, alarm: int) -> None:
+    w.causes |= alarm
+    if alarm & TO_FAULT:
+        fault(st, i, alarm & ACTS)
+    elif alarm & TO_TRIP:
+        trip(st, i, alarm & ACTS)
 
 
 def unseen(s: Obj, st: Obj) -> int:
@@ -365,7 +386,7 @@ def start(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     bms_closed = not s.has_bms or (w.bms_ok and i.bms.bms_state == BMS_CONNECTED)
     beat = finite(i.pcs_life.pcs_heartbeat) and i.pcs_life.pcs_heartbeat != st.last_hb
     before = st.start_step
-    proven = w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) == 0
+    proven = w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) & ACTS == 0
     reverted = s.has_pcs_ctl and i.pcs_ctl.wset_ena != 1.0
     if not proven or (st.adopt and st.start_step > START_DEVICES and (not live or reverted)):
         st.start_step = START_DEVICES
@@ -414,7 +435,7 @@ def follows(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
         if st.follow_since_ns == 0:
             st.follow_since_ns = i.t_ns
         elif since_s(i, st.follow_since_ns) > s.follow_s:
-            fault(st, i, ALM_PCS_NOT_FOLLOWING)
+            react(st, i, w, ALM_PCS_NOT_FOLLOWING)
     else:
         st.follow_since_ns = 0
 
@@ -424,6 +445,8 @@ def may_reset(i: Obj, st: Obj, now: int) -> bool:
     if i.reset != st.reset_seen:
         st.reset_seen = i.reset
         return now == 0
+    if st.alarms & PERSON:
+        return False
     if now or not st.was_clean:
         st.clean_since_ns = 0
         return False
@@ -446,6 +469,7 @@ def forming(i: Obj) -> bool:
 
 def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     now = causes(i, s, st, w)
+    acts = now & ACTS
     grid_bad = st.bad_since_ns != 0 and since_s(i, st.bad_since_ns) >= s.trip_s
     w.causes = now
     if st.mode != FAULT:
@@ -465,25 +489,22 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     if st.mode == GRID or st.mode == ISLAND:
         if st.mode == GRID:
             follows(i, s, st, w)
-        if st.mode == FAULT:
+        if st.mode != GRID and st.mode != ISLAND:
             pass
-        elif now:
-            fault(st, i, now)
+        elif acts:
+            react(st, i, w, acts)
         elif i.pcs.pcs_state != PCS_RUNNING and i.pcs.pcs_state != PCS_THROTTLED:
-            fault(st, i, ALM_PCS_FAULT)
+            react(st, i, w, ALM_PCS_FAULT)
         elif s.has_pcs_ctl and (
             i.pcs_ctl.wset_rvrt_ena != 1.0 or not abs_w(i.pcs_ctl.wset_rvrt_s - s.pcs_rvrt_s) < 1.0
             or not age_s(i, i.pcs_ctl.g) <= 2.0 * s.pcs_rvrt_s + 2.0
         ):
-            fault(st, i, ALM_REVERSION)
+            react(st, i, w, ALM_REVERSION)
         elif grid_bad and st.mode == GRID:
             if forming(i):
                 enter(st, i, ISLAND)
             else:
-                st.alarms |= ALM_GRID_OUTSIDE
-                st.was_clean = int(since_s(i, st.mode_since_ns) >= PROVED_S)
-                st.tripped = 1
-                enter(st, i, TRIP)
+                react(st, i, w, ALM_GRID_OUTSIDE)
         elif st.mode == ISLAND and not forming(i):
             enter(st, i, RESYNC)
     elif st.mode == STOP:
@@ -493,23 +514,23 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
             return
         if st.parked and st.start_step == START_DONE:
             st.alarms = 0
-        if now or grid_bad:
-            st.alarms |= now | (ALM_GRID_OUTSIDE if grid_bad else 0)
+        if acts or grid_bad:
+            st.alarms |= acts | (ALM_GRID_OUTSIDE if grid_bad else 0)
             st.stop_s = 0.0
     elif st.mode == RESYNC:
-        if now:
-            fault(st, i, now)
+        if acts:
+            react(st, i, w, acts)
         elif st.good_since_ns and since_s(i, st.good_since_ns) >= s.enter_service_delay_s:
             enter(st, i, STANDBY)
     elif st.mode == TRIP:
-        if now:
-            fault(st, i, now)
-        elif st.good_since_ns and since_s(i, st.good_since_ns) >= s.enter_service_delay_s:
+        if acts & TO_FAULT:
+            fault(st, i, acts)
+        elif acts == 0 and st.good_since_ns and since_s(i, st.good_since_ns) >= s.enter_service_delay_s:
             st.alarms = 0
             enter(st, i, STANDBY)
     elif st.mode == FAULT:
-        st.alarms |= now & ~unseen(s, st)
-        if may_reset(i, st, now):
+        st.alarms |= acts & ~unseen(s, st)
+        if may_reset(i, st, acts):
             st.alarms = 0
             st.rb_err_w = 0.0
             st.rb_abs_w = 0.0
@@ -634,7 +655,7 @@ def ringing(s: Obj, st: Obj, load_w: float) -> None:
             st.ring_s = 0.5 * st.ring_s if st.ring_s > s.align_full_s else 0.0
 
 
-def watch_sign(i: Obj, s: Obj, st: Obj) -> None:
+def watch_sign(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
     m, p, keep, floor = i.meter.grid_p_w, st.model_p_w + st.rb_err_w, 0.998, 0.05 * s.s_rated_va
     dm, dp = m - st.sign_prev_m_w, p - st.sign_prev_p_w
     if st.sign_n or st.sign_blocks:
@@ -661,7 +682,7 @@ def watch_sign(i: Obj, s: Obj, st: Obj) -> None:
     st.sign_den = 0.98 * st.sign_den + dp * dp
     least = smaller(st.sign_den, st.sign_tick_den)
     if least > floor * floor and st.sign_num > 0.5 * st.sign_den and st.sign_tick_num > 0.5 * st.sign_tick_den:
-        fault(st, i, ALM_METER_SIGN)
+        react(st, i, w, ALM_METER_SIGN)
 
 
 def reconstruct(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
@@ -672,7 +693,7 @@ def reconstruct(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
         load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others
         if st.mode == GRID:
             ringing(s, st, load)
-            watch_sign(i, s, st)
+            watch_sign(i, s, st, w)
         t_f = larger(abs_w(st.align_s), st.ring_s) + float(minus(st.model_t_ns, i.meter.g.t_ns)) * 1e-9
         if t_f > s.align_full_s:
             t_f = 2.0 * t_f if t_f > 0.01 else 0.02
@@ -979,7 +1000,7 @@ def step(i: Obj, lim: Obj, s: Obj, st: Obj) -> Obj:
     o.limits_active = w.flags
     o.p_min_w = -w.cha_w
     o.p_max_w = w.dis_w
-    o.alarms = st.alarms | (w.causes if st.mode == STANDBY or st.mode == FAULT else 0)
+    o.alarms = st.alarms | (w.causes if st.mode == STANDBY or st.mode == FAULT else w.causes & ~ACTS)
     o.mode = st.mode
     o.start_step = st.start_step
     return o

@@ -99,7 +99,7 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     ),
     "a stop ends with the park": (K, "        st.parked = 0     ", "        pass     "),
     "an operator's limit is not shown": (K, "if lim.flags & LIMITS_OPERATOR:", "if False:"),
-    "deaf converter not noticed": (K, "fault(st, i, ALM_PCS_NOT_FOLLOWING)", "pass"),
+    "deaf converter not noticed": (K, "react(st, i, w, ALM_PCS_NOT_FOLLOWING)", "pass"),
     "dead time forgotten": (K, "minus(i.command_t_ns, -to_ns(s.pcs_dead_s))", "i.command_t_ns"),
     "load at the instant of the step": (K, "&st.model_at, i.meter.g.t_ns)", "&st.model_at, i.step_t_ns)"),
     "lost devices stop the commands": (
@@ -111,9 +111,9 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     "Q does not leave room for P": (L, "cdef double d = s_va * s_va - p_w * p_w", "cdef double d = s_va * s_va"),
     "window used in full counts as empty": (K, "st.billing_wh = s.import_limit_w * elapsed / 3600.0", "st.billing_wh = 0.0"),
     "second SIGTERM ignored": (K, "if st.stop_s > 0.0 and i.stop < 2 else 0.0", "if st.stop_s > 0.0 else 0.0"),
-    "reversed meter not noticed": (K, "fault(st, i, ALM_METER_SIGN)", "pass"),
+    "reversed meter not noticed": (K, "react(st, i, w, ALM_METER_SIGN)", "pass"),
     "ringing not noticed": (K, "st.ring_s = clamp(3.0 * st.ring_s, 0.01, 0.1)", "pass"),
-    "lost reversion timer not noticed": (K, "fault(st, i, ALM_REVERSION)", "pass"),
+    "lost reversion timer not noticed": (K, "react(st, i, w, ALM_REVERSION)", "pass"),
 }  # fmt: skip
 
 
