@@ -57,7 +57,7 @@ cpdef enum:                      # Outputs.op_request: what the PCS (or BMS) is 
     OP_STOP = 2
 
 
-cpdef enum:                      # Outputs.limits_active: why power is what it is; the words stand in image.pyx, LIMIT_TEXT
+cpdef enum:                      # Outputs.limits_active: why power is what it is; the words stand in words.py
     LIM_RAMP = 1 << 0
     LIM_IMPORT = 1 << 1
     LIM_EXPORT = 1 << 2
@@ -507,7 +507,6 @@ cdef uint32_t crc32(const void* data, size_t n) noexcept nogil
 cdef int read_setpoint(const SetpointSlot* s, Setpoint* out) noexcept nogil
 cdef int read_limits(const LimitsSlot* s, Limits* out) noexcept nogil
 cdef int read_site(const SiteSlot* s, SiteCopy* out) noexcept nogil
-cdef const char* site_refused(const Site* new, const Site* old) noexcept nogil
 cdef void keep_site(Image* m, const SiteCopy* c) noexcept nogil
 cdef void publish(Image* m, const Record* rec, const State* st) noexcept nogil
 cdef int last_state(const Image* m, State* out) noexcept nogil

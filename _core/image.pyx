@@ -14,6 +14,8 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from _core.faults import FAULTS
+from _core.site cimport site_refused
+from _core.words import LIMIT_WORDS, MODE_NAMES, SLOT_NAMES, SP_NAMES, START_NAMES      # the names are asked for here
 
 
 cdef extern from *:
@@ -37,44 +39,7 @@ cdef double INF = float("inf")
 cdef uint64_t MAGIC = 0x5453414C4C414221        # "!BALLAST"
 cdef uint32_t VERSION = 1
 
-SLOT_NAMES = ("operator", "schedule", "planner")
-MODE_NAMES = ("FAULT", "STANDBY", "GRID", "ISLAND", "RESYNC", "TRIP", "STOP")
-START_NAMES = (
-    "waiting for every device to answer and to be the one that was compiled",
-    "writing the reversion timer and reading it back",
-    "waiting for closed battery contactors and limits above 0",
-    "waiting for a moving PCS heartbeat",
-    "waiting for the PCS to run",
-    "started",
-)
-SP_NAMES = ("none", "hold", "base")
-
-LIMIT_TEXT = {
-    LIM_RAMP: ("ramp", "grid import moves toward its target no faster than the ramp limit"),
-    LIM_IMPORT: ("import", "import limit: the battery discharges to keep grid import under it"),
-    LIM_EXPORT: ("export", "export limit: the battery may not push more power into the grid"),
-    LIM_BILLING: ("billing", "more than its share of the billing window is used: import is held lower until that is given back"),
-    LIM_FEEDER: ("feeder", "PCC breaker rating"),
-    LIM_SOC_MIN: ("soc_min", "state of charge is at its lower end: no discharge"),
-    LIM_SOC_MAX: ("soc_max", "state of charge is at its upper end: no charge"),
-    LIM_TEMP: ("temp", "battery temperature: power is reduced"),
-    LIM_PCS_S: ("pcs", "converter rating"),
-    LIM_BMS_CHARGE: ("bms_charge", "the BMS limits charging"),
-    LIM_BMS_DISCHARGE: ("bms_discharge", "the BMS limits discharging"),
-    LIM_BATT_V: ("batt_v", "battery voltage is near its limit: power is reduced"),
-    LIM_SLEW: ("slew", "command slew limit of the converter"),
-    LIM_METER_STALE: ("meter_stale", "the meter's value is too old: power goes to 0"),
-    LIM_BMS_STALE: ("bms_stale", "the BMS has not answered: its limits count as 0"),
-    LIM_HOLD: ("hold", "a setpoint holds the battery; load is not followed"),
-    LIM_LEASE: ("lease", "the supervisor's lease has ended: the tighter of its last limits and the site's are in force"),
-    LIM_FILTER: ("filter", "load is filtered: measurement and command are not aligned well enough for full bandwidth"),
-    LIM_DROOP: ("droop", "frequency is outside the deadband: droop adds power, and the ramp limit does not apply to it"),
-    LIM_MODE: ("mode", "not in GRID: no power is asked for"),
-    LIM_SITE_P: ("site_p", "the charge or discharge limit of the site or the supervisor"),
-    LIM_OPERATOR: ("operator", "a limit that an operator has set is tighter than the site's"),
-    LIM_NOT_HELD: ("ramp_not_held", "battery or converter is at its end: grid import moves faster than the ramp limit"),
-}
-
+LIMIT_TEXT = {1 << k: row for k, row in enumerate(LIMIT_WORDS)}           # LIM_* in their order
 ALARM_TEXT = {row.bit: (row.id, row.text) for row in FAULTS if row.bit}      # kernel.pyx holds it against ALM_*
 
 
@@ -219,38 +184,6 @@ cdef void keep_site(Image* m, const SiteCopy* c) noexcept nogil:
     m.site_history[c.rev % SITE_REVISIONS] = c[0]
     m.site = c.body
     m.site_rev = c.rev
-
-
-cdef const char* site_refused(const Site* new, const Site* old) noexcept nogil:
-    """Why a running engine does not take this Site: the field, or the relation that is broken; NULL: it does.
-
-    Everything the kernel divides by, compares or takes for granted; what another device or the plan was told at the start has to stay."""
-    cdef const double* x = <const double*>new
-    cdef size_t k
-    for k in range(<size_t>(<const char*>&new.has_pcs_ctl - <const char*>new) // sizeof(double)):
-        if x[k] != x[k] or (x[k] - x[k] != 0.0 and &x[k] != &new.cmd_slew_w_per_s and &x[k] != &new.batt_v_max_v):
-            return b"a value is not finite"
-    if (new.has_pcs_ctl != old.has_pcs_ctl or new.has_pcs_life != old.has_pcs_life or new.has_bms != old.has_bms
-            or new.has_bms_limits != old.has_bms_limits or new.has_bms_temp != old.has_bms_temp or new.has_others != old.has_others):
-        return b"has_* may not change while control runs"
-    if new.s_rated_va != old.s_rated_va or new.f_nom_hz != old.f_nom_hz or new.v_nom_v != old.v_nom_v or new.pcs_rvrt_s != old.pcs_rvrt_s:
-        return b"s_rated_va, f_nom_hz, v_nom_v and pcs_rvrt_s may not change while control runs"
-    if not (new.feeder_w > 0.0 and new.ramp_up_w_per_s > 0.0 and new.ramp_down_w_per_s > 0.0 and new.cmd_slew_w_per_s > 0.0
-            and new.pcs_p_max_w > 0.0 and new.energy_wh > 0.0 and new.soc_time_s > 0.0 and new.mean_min_s > 0.0 and new.meter_hold_s > 0.0
-            and new.bms_lost_s > 0.0 and new.pcs_lost_s > 0.0 and new.follow_s > 0.0 and new.align_full_s > 0.0):
-        return b"a rating, ramp or time is not above 0"
-    if not (new.billing_window_s >= 0.0 and new.enter_service_delay_s >= 0.0 and new.pcs_dead_s >= 0.0 and new.pcs_tau_s >= 0.0
-            and new.export_limit_w >= 0.0 and new.p_charge_max_w >= 0.0 and new.p_discharge_max_w >= 0.0 and new.temp_taper_c >= 0.0
-            and new.droop_db_hz >= 0.0 and new.droop_r >= 0.0 and new.droop_tr_s >= 0.0 and new.volt_db_pu >= 0.0 and new.q_max_var >= 0.0
-            and new.volt_tr_s >= 0.0 and new.trip_s >= 0.0 and new.frozen_s >= 0.0 and new.follow_w >= 0.0):
-        return b"a limit or time is negative"
-    if not (new.import_limit_w >= 0.0 and new.import_limit_w <= new.feeder_w and 0.0 < new.batt_eta <= 1.0
-            and 0.0 <= new.soc_min <= new.soc_target <= new.soc_max <= 1.0 and new.batt_v_min_v < new.batt_v_max_v
-            and new.temp_min_c < new.temp_max_c and new.mean_min_s <= new.mean_max_s and new.meter_hold_s <= new.meter_lost_s
-            and new.f_min_hz < new.f_nom_hz < new.f_max_hz and new.v_min_pu < 1.0 < new.v_max_pu and new.volt_db_pu < new.volt_full_pu
-            and new.pcs_p_max_w <= new.s_rated_va):
-        return b"two values contradict each other"
-    return NULL
 
 
 cdef bint read_entry(const Image* m, uint64_t n, Record* out) noexcept nogil:

@@ -340,6 +340,19 @@ cdef inline bint forming(const Inputs* i) noexcept nogil:
     return 0.0 <= i.pcs.pcs_der_mode < 4294967296.0 and (<int64_t>i.pcs.pcs_der_mode) & 2
 
 
+cdef inline void stopping(const Inputs* i, State* st, uint32_t now) noexcept nogil:
+    """STOP: on the way to 0 W, or parked there."""
+    if st.parked and not i.park:
+        st.alarms = 0
+        enter(st, i, MODE_STANDBY)              # released: all of the start sequence
+        return
+    if st.parked and st.start_step == START_DONE:
+        st.alarms = 0                           # parked for days: what stands is shown, what has passed is not
+    if now:                                     # no ramp beside a dead grid or a lost device: 0 now
+        st.alarms |= now
+        st.stop_s = 0.0
+
+
 cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
     """Mode transitions: one place, each with its condition."""
     cdef uint32_t now = causes(i, s, st, w), acts = now & ACTS
@@ -380,15 +393,7 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
         elif st.mode == MODE_ISLAND and not forming(i):
             enter(st, i, MODE_RESYNC)
     elif st.mode == MODE_STOP:
-        if st.parked and not i.park:
-            st.alarms = 0
-            enter(st, i, MODE_STANDBY)          # released: all of the start sequence
-            return
-        if st.parked and st.start_step == START_DONE:
-            st.alarms = 0                       # parked for days: what stands is shown, what has passed is not
-        if acts or grid_bad:                    # no ramp beside a dead grid or a lost device: 0 now
-            st.alarms |= acts | (ALM_GRID_OUTSIDE if grid_bad else 0)
-            st.stop_s = 0.0
+        stopping(i, st, acts | (ALM_GRID_OUTSIDE if grid_bad else 0))
     elif st.mode == MODE_RESYNC:
         if acts:
             react(st, i, w, acts)
