@@ -147,6 +147,9 @@ def sentences(row: Row, t_s: float | None, wall_s: float | None) -> list[str]:
         lines.append("The command did not leave: the start sequence has not proved the devices yet.")
     if mode == "STANDBY":
         lines.append(f"The start sequence is {core.START_NAMES[out['start_step']]}.")
+    if mode == "STOP":
+        parked = "An operator has parked the site: 0 W, and the PCS in standby, until it is released."
+        lines.append("Control was asked to stop." if row["inp"]["stop"] or not row["inp"]["park"] else parked)
     if mode == "GRID" and not out["limits_active"] & (core.LIM_HOLD | core.LIM_METER_STALE):
         follow = f"Load {kw(out['load_w'])} minus the reference of grid import {kw(out['ref_w'])}"
         window = f"the window that the devices leave is {kw(out['p_min_w'])} .. {kw(out['p_max_w'])}"

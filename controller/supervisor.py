@@ -92,6 +92,7 @@ class Supervisor:
         self._limit_last_ns: dict[int, int] = {}
         self._row: int | None = None
         self._offset_s: float | None = None
+        self._window_s = 0.0
         self._alive: dict[str, bool] = {}
         self._site_rev: int | None = None  # of the last tick that was kept
         self._site: dict[str, Any] = {}
@@ -187,10 +188,13 @@ class Supervisor:
         """Phase of the billing window: wall clock, followed so slowly that a small correction never looks like a new
         window.
         """
-        window_s = self.site.num("grid.billing_window_s")
+        window_s = float(self._site.get("billing_window_s", self.site.num("grid.billing_window_s")))
         if not window_s:
             return
         target_s = (wall_s - now_ns / 1e9) % window_s
+        if self._window_s not in (0.0, window_s):  # another window was set while control ran: the clock is innocent
+            self._offset_s = target_s
+        self._window_s = window_s
         if self._offset_s is None:
             # A restarted supervisor goes on from what is in force.
             self._offset_s = float(self.image.billing_offset_s) % window_s if self._position else target_s
@@ -263,8 +267,8 @@ class Supervisor:
         if site is None:
             site = self.image.site()
             self.event("records", f"revision {rev} of the settings is not known any more: these ticks may not replay", t_ns, wall_s)
-        if self._site_rev is not None:
-            self.event("settings", f"revision {rev} is in force{_differences(self._site, site)}", t_ns, wall_s)
+        if self._site_rev is not None and (words := _differences(self._site, site)):
+            self.event("settings", f"revision {rev} is in force: {words}", t_ns, wall_s)
         self._site_rev, self._site = rev, site
         self._limits |= {name: site[name] for name in self._limits if name in site}  # what we lease is never tighter than what is in force
         for sink in sinks:
@@ -443,9 +447,8 @@ def _changes(values: np.ndarray, before: int | None) -> list[int]:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What changed, in words."""
-    changed = [f"{name} {old[name]:g} -> {new[name]:g}" for name in new if name in old and old[name] != new[name]]
-    return f": {', '.join(changed)}" if changed else ""
+    """What changed, in words; empty where nothing did (a restart of control)."""
+    return ", ".join(f"{name} {old[name]:g} -> {new[name]:g}" for name in new if name in old and old[name] != new[name])
 
 
 def _kw(watts: float) -> str:

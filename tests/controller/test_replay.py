@@ -229,3 +229,11 @@ def test_what_is_frozen_over_a_change_of_the_settings_replays(tmp_path: Path) ->
     assert {s.site["import_limit_w"] for s in segments(path) if s.site} == {445e3, 300e3, 480e3, 310e3}
     result = replay.Replay(Recording(path)).run()
     assert result.equal and result.skipped == 0 and result.ticks == sim.image.head
+
+
+def test_a_parked_tick_says_who_wants_it(sim_record: Path) -> None:
+    row = nested(Recording(sim_record).rows()[1500])
+    row["out"]["mode"] = core.MODE_STOP
+    for stop, park, words in ((0, 1, "An operator has parked the site"), (1, 1, "asked to stop"), (1, 0, "asked to stop")):
+        row["inp"].update(stop=stop, park=park)
+        assert words in " ".join(explain.sentences(row, None, None))

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from _core import image as core
 from _core.faults import BY_ID
@@ -239,3 +240,35 @@ def test_faults_are_found_by_their_id_in_the_audit_trail(tmp_path: Path) -> None
     assert [r[4] for r in store.fault_events("meter_lost")] == ["meter_lost cleared", "meter_lost: the meter has not answered"]
     assert all(kind not in ("mode", "start") for _, _, _, kind, _ in store.fault_events())
     assert store.audit() == [], "no command of anybody"
+
+
+def revised(bench: Bench, rev: int) -> None:
+    """A second whose ticks ran with another revision of the settings."""
+    bench.image.tick(100)
+    bench.image.rows["inp"]["site_rev"][-100:] = rev
+    bench.second(0)
+
+
+def test_another_billing_window_while_control_runs_is_no_jump_of_the_clock() -> None:
+    bench = Bench(wall_s=1_700_000_400.0)
+    for _ in range(3):
+        bench.second()
+    bench.image.sites[1] = {"f_nom_hz": 50.0, "billing_window_s": 1800.0}
+    for _ in range(3):
+        revised(bench, 1)
+    assert bench.texts("clock") == []
+    wall_s = bench.clock.wall_s()
+    assert bench.image.billing_offset_s == pytest.approx((wall_s - bench.clock.t_ns / 1e9) % 1800.0, abs=0.01)
+
+
+def test_a_loosened_limit_is_leased_and_told_and_a_forgotten_revision_is_said() -> None:
+    bench = Bench()
+    bench.image.sites[0] |= {"import_limit_w": 445e3}
+    bench.second()
+    bench.image.sites[1] = {"f_nom_hz": 50.0, "import_limit_w": 480e3}
+    revised(bench, 1)
+    assert bench.texts("settings") == ["revision 1 is in force: import_limit_w 445000 -> 480000"]
+    revised(bench, 1)
+    assert bench.image.limits_written[-1]["import_limit_w"] == 480e3
+    revised(bench, 7)
+    assert any("revision 7 of the settings is not known any more" in text for text in bench.texts("records"))
