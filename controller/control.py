@@ -26,7 +26,7 @@ from _core.engine import Engine
 from _core import image as core
 from controller import build
 from controller.clock import Clock, RealClock
-from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, die_with_parent, say
+from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, die_with_parent, keep_messages, say
 from controller.site import Site
 
 STACK_BYTES = 256 * 1024  # locked into memory, for each thread
@@ -307,6 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", action="append", default=[], help="BUS=PATH instead of the site file's")
     args = parser.parse_args(argv)
     die_with_parent(args.parent)
+    keep_messages(args.directory, RealClock())
     ports = dict(text.split("=", 1) for text in args.port)
     site = build.site_from(args.directory / "site.json")
     image = core.ProcessImage.open(args.image_fd)

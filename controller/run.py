@@ -27,7 +27,7 @@ from controller import build, instance, status, summary
 from controller.clock import Clock, RealClock
 from controller.instance import Instance
 from controller.problems import Problem, SiteError
-from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, Child, exit_words, say
+from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, Child, exit_words, keep_messages, say
 from controller.records import file_sha256
 from controller.site import Site
 from controller.store import Store
@@ -64,6 +64,7 @@ class Parent:
         self.plan = build.plan(site)
         self.directory = instance.make_directory(site.name)
         self.lock_fd = instance.lock(self.directory, site.name)
+        keep_messages(self.directory, clock)
         self.before = instance.read(self.directory)
         (self.directory / MAPS_NAME).unlink(missing_ok=True)
         self.image = core.ProcessImage.create()

@@ -19,7 +19,7 @@ from controller import instance as instances
 from controller.build import site_from
 from controller.clock import Clock, RealClock
 from controller.freeze import Freezer
-from controller.process import EXIT_FAILED, die_with_parent, say
+from controller.process import EXIT_FAILED, die_with_parent, keep_messages, say
 from controller.records import RecordWriter
 from controller.store import Store
 from controller.supervisor import STEP_S, Supervisor
@@ -105,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--burn", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     die_with_parent(args.parent)
+    clock = RealClock()
+    keep_messages(args.directory, clock)
     signal.signal(FREEZE_SIGNAL, signal.SIG_IGN)  # until the loop listens: `ballast freeze` must not kill a supervisor that starts
     instance = instances.read(args.directory)
     if instance is None:
@@ -119,7 +121,6 @@ def main(argv: list[str] | None = None) -> int:
     else:
         hashes = {"layout": core.LAYOUT, "settings": site.settings_hash()}
         freezer = Freezer(Path(instance.store).parent / FREEZE_NAME, **hashes, record_size=core.RECORD_SIZE)
-    clock = RealClock()
     if args.burn:
         threading.Thread(target=_burn, daemon=True).start()
     supervisor = Supervisor(image, site, clock, writer=writer, store=store, freezer=freezer)

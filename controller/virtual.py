@@ -89,7 +89,7 @@ class Plant:
         self.site, self.directory, self.clock = site, directory, clock
         self.path = directory / "plant.json"
         self.path.write_text(json.dumps(config, indent=1))
-        argv = ["bench.plant", "--config", str(self.path)]
+        argv = ["bench.plant", "--config", str(self.path), "--messages", str(directory)]
         # Its stdin is a pipe of ours: when we are gone, however we went, it reads the end of it and leaves.
         self.child = Child("plant", argv, clock, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
         self.ports: dict[str, str] = {}

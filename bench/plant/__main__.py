@@ -24,6 +24,8 @@ from bench.plant import config as config_module
 from bench.plant.params import ParamError
 from bench.plant.plant import VirtualPlant
 from bench.plant.rt import RealTime, lock_memory
+from controller.clock import RealClock
+from controller.process import keep_messages, say
 
 
 def _say(message: dict[str, Any]) -> None:
@@ -31,7 +33,7 @@ def _say(message: dict[str, Any]) -> None:
 
 
 def _note(text: str) -> None:
-    print(f"plant: {text}", file=sys.stderr, flush=True)
+    say("plant", text)
 
 
 def _open_ptys(names: list[str]) -> tuple[dict[str, int], dict[str, str], list[int]]:
@@ -180,7 +182,10 @@ def main() -> int:
         prog="python -m bench.plant", description="the virtual cabinet in real time behind PTYs"
     )
     parser.add_argument("--config", help="JSON file (see bench.plant.config); without it the built-in site")
+    parser.add_argument("--messages", type=Path, help="runtime directory of a site: what is said goes into its messages too")
     args = parser.parse_args()
+    if args.messages is not None:
+        keep_messages(args.messages, RealClock())
     try:
         raw = json.loads(Path(args.config).read_text()) if args.config else config_module.builtin()
     except (OSError, ValueError) as e:
