@@ -27,16 +27,23 @@ SUNSPEC_ROLES = ("pcs", "meter", "bms")
 Transact = Callable[[int, int, int, int], list[int]]  # (unit, function, address, count) -> registers
 
 
-def load_site(path: str | Path | None, sets: Iterable[str] = (), plant_keys: Callable[[], Iterable[str]] | None = None) -> Site:
+def load_site(
+    path: str | Path | None,
+    sets: Iterable[str] = (),
+    plant_keys: Callable[[], Iterable[str]] | None = None,
+    *,
+    text: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Site:
     """The site of a file (None: built-in) with overrides, its profiles checked too. Raises SiteError with every
     problem.
 
     `plant_keys`: names of the plant's settings, asked for only where an override is none of the site's; default: a
-    process.
+    process. `text`, `changes`: see controller.site.load.
     """
     from controller.virtual import plant_keys as ask
 
-    return sites.load(path, sets, plant_keys or ask, _profile_problems)
+    return sites.load(path, sets, plant_keys or ask, _profile_problems, text=text, changes=changes)
 
 
 def _profile_problems(site: Site) -> list[Problem]:

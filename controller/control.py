@@ -66,17 +66,17 @@ def remembered(directory: Path, site: Site) -> list[Any] | None:
     """
     try:
         # pickle: written by `remember` into a directory that is ours alone.
-        settings, maps = pickle.loads((directory / MAPS_NAME).read_bytes())
+        devices, maps = pickle.loads((directory / MAPS_NAME).read_bytes())
     except Exception:  # whatever a torn or foreign file does to pickle: ask the devices
         return None
-    return list(maps) if settings == site.settings_hash() else None
+    return list(maps) if devices == site.devices_hash() else None
 
 
 def remember(directory: Path, site: Site, maps: list[Any]) -> None:
     """Keeps the maps for the next control; without them it only takes longer."""
     path = directory / MAPS_NAME
     with contextlib.suppress(OSError):
-        path.with_suffix(".new").write_bytes(pickle.dumps((site.settings_hash(), maps)))
+        path.with_suffix(".new").write_bytes(pickle.dumps((site.devices_hash(), maps)))
         path.with_suffix(".new").replace(path)
 
 

@@ -69,7 +69,7 @@ def settings(raw: Mapping[str, Any], label: str, problems: list[Problem]) -> dic
                 )
             )
         elif not given and row.default is not None:
-            values[key] = row.default
+            values[key] = float(row.default) if row.kind == "float" else row.default
     return values
 
 
