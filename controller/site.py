@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,6 +23,20 @@ from controller.settings import SETTINGS, Value, derived
 BUILTIN = Path(__file__).with_name("builtin.toml")
 VIRTUAL = "virtual"
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run's settings came from: the file (None: built-in), its text as it was read, the overrides."""
+
+    path: str | None
+    text: str
+    sets: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: str | None, sets: Iterable[str] = ()) -> Source:
+        """Reads the file. Raises SiteError."""
+        return cls(path, read_text(path), tuple(sets))
 
 
 @dataclass(frozen=True)
@@ -136,7 +150,7 @@ def load(
     key, which outrank the overrides. Raises SiteError with every problem of the file and of the overrides together.
     """
     label = "built-in site" if path is None else str(path)
-    raw = _parse(text if text is not None else read_text(path), label)
+    raw = parse(text if text is not None else read_text(path), label)
     problems: list[Problem] = []
     plant = _apply_sets(raw, list(sets), plant_keys, problems)
     for key, value in (changes or {}).items():
@@ -180,7 +194,8 @@ def read_text(path: str | Path | None) -> str:
         raise SiteError([Problem(label, "", None, f"is not UTF-8 text (byte {e.start})", "save it as UTF-8")]) from None
 
 
-def _parse(text: str, label: str) -> dict[str, Any]:
+def parse(text: str, label: str) -> dict[str, Any]:
+    """The tables of a site file's text. Raises SiteError that names `label`."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
@@ -258,4 +273,4 @@ def valid_name(name: str) -> bool:
 
 def finite(x: object) -> bool:
     """True for a finite number that is no boolean."""
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) <= sys.float_info.max

@@ -207,6 +207,21 @@ def put(raw: dict[str, Any], key: str, value: Any) -> bool:
     return False
 
 
+def given(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that a parsed site file gives, as `--set` spells them, with its values."""
+    found = {f"{section}.{name}": value for section in SECTIONS for name, value in _items(raw.get(section))}
+    for array in ("bus", "device"):
+        rows = raw.get(array)
+        for row in rows if isinstance(rows, list) else []:
+            if isinstance(row, dict):
+                found |= {f"{array}.{row.get('name')}.{name}": value for name, value in row.items()}
+    return found
+
+
+def _items(table: Any) -> Iterable[tuple[str, Any]]:
+    return table.items() if isinstance(table, dict) else ()
+
+
 def row_keys(raw: Mapping[str, Any]) -> list[str]:
     """`bus.a.baud` and the like: the keys of rows that `put` accepts."""
     keys = []
