@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from controller import evidence
+from controller import change, evidence
 from controller.problems import SiteError
 from controller.process import EXIT_BUSY, EXIT_INPUT, EXIT_NOT_RUNNING, EXIT_OK
 
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     reset = commands.add_parser("reset", help="end a latched FAULT, once its causes are gone")
     for one in (status, top, hold, release, reset):
         one.add_argument("--site", metavar="NAME", help="which site, where several run here")
+    change.add_parsers(commands)
     evidence.add_parsers(commands)
     commands.add_parser("version", help="version and build")
     return parser
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         return {
             "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold,
             "release": _release, "reset": _reset, "version": _version, **dict.fromkeys(evidence.COMMANDS, evidence.main),
+            **dict.fromkeys(change.COMMANDS, change.main),
         }[args.command](args)  # fmt: skip
     except SiteError as e:
         print(e, file=sys.stderr)
