@@ -33,6 +33,7 @@ DESK_NAME = "desk"  # the socket, in the runtime directory
 TRY_S, TRY_MIN_S, TRY_MAX_S = 60.0, 5.0, 600.0
 MAX_CHANGES = 64
 MAX_KEY, MAX_TEXT, MAX_WHO = 80, 300, 80
+APART_S = 5.0  # between two trials that start control again: asking again and again must not keep it from working
 TAKEN_S = 1.0  # the engine takes new settings at a tick boundary
 CHILDREN = ("control", "supervisor")
 REFUSED = (SiteError, ValueError, ImageError, OSError)  # why settings are not taken
@@ -119,6 +120,7 @@ class Desk:
         self.trial: Trial | None = None
         self.file_text = source.text  # the file as this run knows it
         self._number = 0
+        self._restarted_ns = -int(APART_S * 1e9)
         self._taking: tuple[int, int] | None = None  # revision of struct Site to be reached, and by when
 
     # ---- requests
@@ -177,11 +179,15 @@ class Desk:
         if not changes:
             raise Refused("nothing changes: these values are in force", "`ballast settings get` shows what is in force", "changes")
         how = self._how(differing)
+        since_s = (self.host.clock.monotonic_ns() - self._restarted_ns) / 1e9
+        if how == RESTART and since_s < APART_S:
+            why = f"control was started again {since_s:.1f} s ago, for settings"
+            raise Refused(why, f"wait {APART_S:g} s from one to the next", "changes")
         self._number += 1
         text = _words(changes)
         self.host.note(who, "settings try", seconds, f"{text}; {how}, for {seconds:g} s unless confirmed")
         try:
-            self._expect(self.host.take(site, how))
+            self._took(self.host.take(site, how), how)
         except REFUSED as e:
             self.host.note(who, "settings try", None, _cut(f"{text}: not taken: {e}"))
             if isinstance(e, SiteError):
@@ -276,8 +282,8 @@ class Desk:
             if int(getattr(self.host.image, "site_rev", revision)) >= revision or not self.host.ready():
                 self._taking = None  # a control that starts again reads them itself
             elif now_ns >= by_ns:
-                self._taking = None
-                self.host.restart("control", "the kernel did not take the new settings")
+                refused = self.host.restart("control", "the kernel did not take the new settings")
+                self._taking = (revision, now_ns + int(TAKEN_S * 1e9)) if refused else None
 
     def close(self) -> None:
         """The run ends: what is pending never reaches the file."""
@@ -288,9 +294,12 @@ class Desk:
 
     def _return(self, trial: Trial) -> None:
         self.trial = None
-        self._expect(self.host.give_back(trial.before, trial.how))
+        self._took(self.host.give_back(trial.before, trial.how), trial.how)
 
-    def _expect(self, revision: int) -> None:
+    def _took(self, revision: int, how: str) -> None:
+        """Notes what shall follow: a revision that the engine reaches, or a control that starts again."""
+        if how == RESTART:
+            self._restarted_ns = self.host.clock.monotonic_ns()
         self._taking = (revision, self.host.clock.monotonic_ns() + int(TAKEN_S * 1e9)) if revision else None
 
     def _free(self) -> None:

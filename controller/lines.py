@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.clock import Clock
+from controller.process import say
 
 MAX_LINE = 64 * 1024
 MAX_CONNECTIONS = 8
@@ -129,6 +130,7 @@ class LineServer:
         try:
             self.handler(request, lambda answer: self._answer(connection, answer))
         except Exception as e:  # whatever bytes from outside do in there: it is no reason to end a site
+            say("ballast", f"{self.path.name}: {type(e).__name__}: {e}")
             self._answer(connection, refusal(f"failed: {type(e).__name__}: {e}", "this is a fault of ballast: tell its makers"))
 
     def _answer(self, connection: _Connection, answer: dict[str, Any]) -> None:

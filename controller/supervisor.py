@@ -36,11 +36,11 @@ MAX_EVENTS = 5000
 MAX_EVENTS_PER_STEP = 20  # a chattering limit must not fill the disk
 LOOK_TICKS = 120  # a late step of 1.19 s is still one row
 PRUNE_S = 3600.0
-SAID_CHARS = 500  # of changed settings in one event
 FREEZE_MODES = (core.MODE_FAULT, core.MODE_TRIP)
 QUIET_S = 10  # a limit is "over" after so long without it: it may act every other tick for minutes
 CLOCK_SLEW_S = 0.005  # per step; less than a tick, so that the billing phase never runs backwards
 CLOCK_JUMP_S = 60.0  # beyond it the clock was set, and the window's phase jumps with it
+SAID_CHARS = 500  # of changed settings in one event
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Event:
 
     t_ns: int
     wall_s: float
-    kind: str  # mode, start, limit, alarm, slot, device, bus, ticks, records, clock, schedule, disk, freeze, settings
+    kind: str  # mode, start, limit, alarm, slot, device, bus, ticks, records, clock, schedule, disk, freeze
     text: str
 
 
@@ -141,10 +141,9 @@ class Supervisor:
             self._offset_s = (wall_s - now_ns / 1e9) % window_s if window_s else None
         self._next_flush_ns = 0
         self._drain(now_ns, wall_s)
-        sinks = [sink for sink in (self.writer, self.freezer) if sink is not None]
-        for sink in sinks:
-            sink.settings = site.settings_hash()
-        self._name_site(sinks)
+        for sink in (self.writer, self.freezer):
+            if sink is not None:
+                sink.settings = site.settings_hash()
 
     def freeze(self, why: str, now_ns: int) -> None:
         """Keeps the last 60 s and the next 10 s at full rate."""

@@ -227,6 +227,31 @@ def test_what_the_engine_does_not_take_within_a_second_comes_with_a_new_control(
     assert bench.host.done.count(("restart", "control")) == 1
 
 
+def test_a_restart_that_is_refused_for_now_is_asked_for_again() -> None:
+    bench = Bench()
+    bench.host.image.takes = False
+    bench.try_({LIMIT: 440e3})
+    bench.host.fails = ValueError("control was started 1.2 s ago")
+    for _ in range(4):
+        bench.wait(1.1)
+    bench.host.fails = None
+    assert ("restart", "control") not in bench.host.done
+    bench.wait(1.1)
+    assert bench.host.done[-1] == ("restart", "control")
+
+
+def test_trials_that_start_control_again_are_some_seconds_apart() -> None:
+    bench = Bench()
+    assert bench.try_({"pcs.tau_s": 0.003})["ok"]
+    bench.wait(100)
+    assert bench.host.done[-1] == ("back", "restart")
+    got = bench.try_({"pcs.tau_s": 0.003})
+    assert not got["ok"] and "0.0 s ago" in got["error"]
+    assert bench.try_({LIMIT: 440e3})["how"] == "live" and bench.ask("back", who="kim", id=2)["ok"]
+    bench.wait(5)
+    assert bench.try_({"pcs.tau_s": 0.003})["ok"]
+
+
 def test_a_refusal_of_the_image_leaves_everything_as_it_was() -> None:
     bench = Bench()
     for fails in (ValueError("two values contradict each other"), OSError(28, "No space left on device")):
