@@ -56,8 +56,11 @@ class Hall:
         """The import limit that the last tick ran with."""
         return float((self.live.image.latest() or {"lim": {"import_limit_w": -1.0}})["lim"]["import_limit_w"])
 
-    def grid_again(self, head: int) -> None:
-        self.live.grid(head=head + 5)
+    def grid_again(self) -> None:
+        """Waits for GRID in a tick of the control that runs now: the last ticks of the one before look the same."""
+        until(lambda: int(self.live.image.control_pid) == self.live.here.control_pid != 0, 20, "control")
+        head = int(self.live.image.head)
+        until(lambda: self.live.image.head > head and self.live.out["mode"] == core.MODE_GRID, 20, "GRID")
 
     def commands(self) -> list[tuple[str, str]]:
         store = Store(Path(self.live.here.store), readonly=True)
@@ -71,8 +74,17 @@ class Hall:
         self.cabinet.end()
 
 
+@pytest.fixture
+def hall(shared: Hall) -> Hall:
+    """The shared site, with nothing being tried: a test that failed may have left something."""
+    if pending := shared.ask("settings")["pending"]:
+        shared.ask("back", who="test", id=pending["id"])
+        shared.grid_again()
+    return shared
+
+
 @pytest.fixture(scope="module")
-def hall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
     made = Hall(tmp_path_factory.mktemp("desk"))
     yield made
     made.end()
@@ -89,7 +101,8 @@ def test_an_import_limit_is_tried_acts_and_returns_with_the_supervisor_dead(hall
     until(lambda: hall.live.here.supervisor_pid not in (0, supervisor), 5, "another supervisor")
     until(lambda: (hall.live.image.limits() or {})["import_limit_w"] == LOW_W, 5, "which reads the new settings")
     os.kill(hall.live.here.supervisor_pid, signal.SIGSTOP)  # and is of no use from here on
-    until(lambda: hall.limit_w() == LOW_W and abs(hall.live.out["batt_p_w"] - (LOAD_W - LOW_W)) < 2e3, 6, "the battery carries the rest")
+    # At least: what the billing window has used above the new limit is saved until its end.
+    until(lambda: hall.limit_w() == LOW_W and hall.live.out["batt_p_w"] > LOAD_W - LOW_W - 1e3, 6, "the battery carries the rest")
     assert hall.ask("settings")["pending"]["id"] == tried["id"]
     until(lambda: hall.ask("settings")["pending"] is None, 15, "the return")
     assert time.monotonic() - began > 8.5, "not before its time"
@@ -108,18 +121,18 @@ def test_a_restart_setting_is_tried_and_given_back_without_a_bump(hall: Hall) ->
     assert hall.live.ballast("hold", "20000", "--for", "120").returncode == 0
     until(lambda: abs(hall.live.out["p_cmd_w"] - 20e3) < 1, 20, "the hold")
     time.sleep(0.5)
-    t_ns, pid, head = core.monotonic_ns(), hall.live.here.control_pid, int(hall.live.image.head)
+    t_ns, pid = core.monotonic_ns(), hall.live.here.control_pid
     tried = hall.try_({"pcs.tau_s": "3 ms", "pcs.reversion_s": 6}, 60)
     assert tried["how"] == "restart"
     until(lambda: hall.live.here.control_pid not in (0, pid), 10, "another control")
-    hall.grid_again(head)
+    hall.grid_again()
     assert hall.live.image.site()["pcs_tau_s"] == 0.003 and hall.live.image.site()["pcs_rvrt_s"] == 6.0
     plan = (Path(hall.live.here.directory) / "plan.txt").read_text()
     assert plan == f"{build.plan(build.load_site(None, ['pcs.tau_s=0.003', 'pcs.reversion_s=6']))}\n"
-    pid, head = hall.live.here.control_pid, int(hall.live.image.head)
+    pid = hall.live.here.control_pid
     assert hall.ask("back", who="lee", id=tried["id"])["ok"]
     until(lambda: hall.live.here.control_pid not in (0, pid), 10, "another control")
-    hall.grid_again(head)
+    hall.grid_again()
     assert hall.live.image.site()["pcs_tau_s"] == 0.002
     time.sleep(0.5)
     _, batt = hall.cabinet.power(t_ns)
@@ -141,7 +154,6 @@ def test_a_live_setting_needs_no_other_control(hall: Hall) -> None:
 
 
 def test_a_confirmed_setting_is_in_the_file_and_outlives_control(hall: Hall) -> None:
-    head = int(hall.live.image.head)
     words = ("settings", "set", f"{LIMIT}=440 kW", "control.soc_time_s=1000", "--seconds", "30")
     until(lambda: "confirm" in hall.live.ballast(*words).stdout, 10, "restarts are some seconds apart")
     before = hall.file.read_text()
@@ -150,21 +162,21 @@ def test_a_confirmed_setting_is_in_the_file_and_outlives_control(hall: Hall) -> 
     assert hall.file.read_text() == before.replace("445000.0", "440000.0") + "\n[control]\nsoc_time_s = 1000.0\n"
     assert (hall.tmp / "hall.toml.bak").read_text() == before and "# quick" in before
     until(lambda: hall.live.image.site()["soc_time_s"] == 1000.0, 10, "the kernel's settings")
-    hall.grid_again(head)
-    pid, head = hall.live.here.control_pid, int(hall.live.image.head)
+    hall.grid_again()
+    pid = hall.live.here.control_pid
     os.kill(pid, signal.SIGKILL)
     until(lambda: hall.live.here.control_pid not in (0, pid), 10, "another control")
-    hall.grid_again(head)
+    hall.grid_again()
     assert hall.live.image.site()["import_limit_w"] == 440e3 and hall.limit_w() == 440e3
 
 
 def test_restart_on_request(hall: Hall) -> None:
     for name, pid in (("supervisor", lambda: hall.live.here.supervisor_pid), ("control", lambda: hall.live.here.control_pid)):
-        old, head = pid(), int(hall.live.image.head)
+        old = pid()
         until(lambda name=name: hall.ask("restart", who="kim", what=name)["ok"], 10, name)
         until(lambda old=old, pid=pid: pid() not in (0, old), 5, name)
         assert not hall.ask("restart", who="kim", what=name)["ok"], "not again at once"
-        hall.grid_again(head)
+        hall.grid_again()
     assert hall.commands()[-2:] == [("kim", "restart supervisor"), ("kim", "restart control")]
     assert "real" in hall.ask("plant")["error"]
 
