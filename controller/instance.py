@@ -2,7 +2,7 @@
 
 One directory a site, `ballast-<site>`: `lock` (held with flock by the parent as long as it lives; the kernel lets go
 of it whatever kills the parent), `instance.json` (who runs, where the image is), `site.json` (the settings in force),
-`messages` (what its processes say).
+`messages` (what its processes say), `plan.txt` (the bus plan in words), `desk` (the socket at which settings are changed).
 """
 
 from __future__ import annotations

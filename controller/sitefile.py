@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
-from tomlkit.exceptions import TOMLKitError
 
 from controller import walk
 from controller.settings import BUS, DEVICE, SECTIONS, SETTINGS, Setting, Value, range_text
@@ -36,7 +35,9 @@ def edited(text: str, changes: Mapping[str, Value]) -> str:
             _put(table, name, value)
         new = tomlkit.dumps(doc)
         wanted, got = tomllib.loads(text), tomllib.loads(new)
-    except (TOMLKitError, tomllib.TOMLDecodeError, RecursionError) as e:
+    except SiteFileError:
+        raise
+    except Exception as e:  # whatever a library makes of somebody's file: the value is confirmed, and has to be kept by hand
         raise SiteFileError(f"it cannot be edited: {e}; write the keys into it by hand") from None
     for key, value in changes.items():
         walk.put(wanted, key, value)
