@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from controller import evidence
+from controller import change, evidence
 from controller.problems import SiteError
 from controller.process import EXIT_BUSY, EXIT_INPUT, EXIT_NOT_RUNNING, EXIT_OK
 
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     reset = commands.add_parser("reset", help="end a latched FAULT, once its causes are gone")
     for one in (status, top, hold, release, reset):
         one.add_argument("--site", metavar="NAME", help="which site, where several run here")
+    change.add_parsers(commands)
     evidence.add_parsers(commands)
     commands.add_parser("version", help="version and build")
     return parser
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         return {
             "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold,
             "release": _release, "reset": _reset, "version": _version, **dict.fromkeys(evidence.COMMANDS, evidence.main),
+            **dict.fromkeys(change.COMMANDS, change.main),
         }[args.command](args)  # fmt: skip
     except SiteError as e:
         print(e, file=sys.stderr)
@@ -103,12 +105,14 @@ def _check_load(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> int:
     from controller import build
     from controller.run import Options, run
+    from controller.site import Source
     from controller.virtual import LoadOptions
 
     _check_load(args)
-    site = build.load_site(args.site, args.sets)
+    source = Source.read(args.site, args.sets)
+    site = build.load_site(args.site, args.sets, text=source.text)
     load = LoadOptions(trace=args.trace or "cluster", edge=args.edge, scale=args.scale)
-    return run(site, Options(load, args.for_s, args.out, args.burn, args.quiet, not args.no_report))
+    return run(site, Options(load, args.for_s, args.out, args.burn, args.quiet, not args.no_report, source))
 
 
 def _sim(args: argparse.Namespace) -> int:
@@ -155,7 +159,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _top(args: argparse.Namespace) -> int:
-    from controller.build import site_from
+    from controller.build import SiteWatch, site_from
     from controller.clock import RealClock
     from controller.instance import alive, find, open_image
     from controller.top import watch
@@ -163,6 +167,7 @@ def _top(args: argparse.Namespace) -> int:
 
     running = find(args.site)
     source = Source(open_image(running, writable=False), site_from(Path(running.directory) / "site.json"), running)
+    settings = SiteWatch(Path(running.directory) / "site.json")
     clock = RealClock()
 
     def snapshot() -> Snapshot | None:
@@ -170,7 +175,7 @@ def _top(args: argparse.Namespace) -> int:
         from controller.instance import read
 
         fresh = read(Path(running.directory))
-        source.instance = fresh or source.instance
+        source.instance, source.site = fresh or source.instance, settings.look() or source.site
         if fresh is None and not alive(running.pid):
             return None
         return source.snapshot(clock.monotonic_ns())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,23 @@ SUNSPEC_ROLES = ("pcs", "meter", "bms")
 Transact = Callable[[int, int, int, int], list[int]]  # (unit, function, address, count) -> registers
 
 
-def load_site(path: str | Path | None, sets: Iterable[str] = (), plant_keys: Callable[[], Iterable[str]] | None = None) -> Site:
+def load_site(
+    path: str | Path | None,
+    sets: Iterable[str] = (),
+    plant_keys: Callable[[], Iterable[str]] | None = None,
+    *,
+    text: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Site:
     """The site of a file (None: built-in) with overrides, its profiles checked too. Raises SiteError with every
     problem.
 
     `plant_keys`: names of the plant's settings, asked for only where an override is none of the site's; default: a
-    process.
+    process. `text`, `changes`: see controller.site.load.
     """
     from controller.virtual import plant_keys as ask
 
-    return sites.load(path, sets, plant_keys or ask, _profile_problems)
+    return sites.load(path, sets, plant_keys or ask, _profile_problems, text=text, changes=changes)
 
 
 def _profile_problems(site: Site) -> list[Problem]:
@@ -54,6 +62,35 @@ def _profile_problems(site: Site) -> list[Problem]:
 def site_from(path: Path) -> Site:
     """The site that the parent wrote for its children."""
     return Site.from_dict(json.loads(path.read_text()))
+
+
+class SiteWatch:
+    """Notices when the parent has put another site.json in place: by the file's identity, which a rename changes in one
+    step, and which needs no second file that could disagree with it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int, int] | None = None
+
+    def look(self) -> Site | None:
+        """The site where it is another one than at the last look (at the first: the site); None where it is the same, or
+        cannot be read.
+        """
+        try:
+            if _identity(os.stat(self.path)) == self._seen:
+                return None
+            with open(self.path, "rb") as file:
+                seen, data = _identity(os.fstat(file.fileno())), json.loads(file.read())
+            site = Site.from_dict(data)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        self._seen = seen
+        return site
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _offline_map(site: Site, device: Device) -> DeviceMap:
@@ -167,14 +204,16 @@ def close_port(fd: int) -> None:
     wire.close_port(fd)
 
 
-def port_problems(site: Site) -> list[Problem]:
-    """Every port that cannot be used now: missing, no tty, in use, forbidden. Each is opened and given back."""
+def port_problems(site: Site, buses: Sequence[Bus] | None = None) -> list[Problem]:
+    """Every port that cannot be used now: missing, no tty, in use, forbidden. Each is opened and given back. `buses` None:
+    all.
+    """
     from hal.wire import PortError
 
     problems: list[Problem] = []
     if site.virtual:
         return problems
-    for bus in site.buses:
+    for bus in site.buses if buses is None else buses:
         try:
             close_port(open_port(bus, bus.port))
         except PortError as e:
@@ -307,6 +346,7 @@ def plan_dict(made: Plan) -> Mapping[str, Any]:
 
 
 __all__ = [
+    "SiteWatch",
     "Transact",
     "Value",
     "compile_maps",

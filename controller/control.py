@@ -26,7 +26,7 @@ from _core.engine import Engine
 from _core import image as core
 from controller import build
 from controller.clock import Clock, RealClock
-from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, die_with_parent, say
+from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, die_with_parent, keep_messages, say
 from controller.site import Site
 
 STACK_BYTES = 256 * 1024  # locked into memory, for each thread
@@ -66,17 +66,17 @@ def remembered(directory: Path, site: Site) -> list[Any] | None:
     """
     try:
         # pickle: written by `remember` into a directory that is ours alone.
-        settings, maps = pickle.loads((directory / MAPS_NAME).read_bytes())
+        devices, maps = pickle.loads((directory / MAPS_NAME).read_bytes())
     except Exception:  # whatever a torn or foreign file does to pickle: ask the devices
         return None
-    return list(maps) if settings == site.settings_hash() else None
+    return list(maps) if devices == site.devices_hash() else None
 
 
 def remember(directory: Path, site: Site, maps: list[Any]) -> None:
     """Keeps the maps for the next control; without them it only takes longer."""
     path = directory / MAPS_NAME
     with contextlib.suppress(OSError):
-        path.with_suffix(".new").write_bytes(pickle.dumps((site.settings_hash(), maps)))
+        path.with_suffix(".new").write_bytes(pickle.dumps((site.devices_hash(), maps)))
         path.with_suffix(".new").replace(path)
 
 
@@ -307,6 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--port", action="append", default=[], help="BUS=PATH instead of the site file's")
     args = parser.parse_args(argv)
     die_with_parent(args.parent)
+    keep_messages(args.directory, RealClock())
     ports = dict(text.split("=", 1) for text in args.port)
     site = build.site_from(args.directory / "site.json")
     image = core.ProcessImage.open(args.image_fd)

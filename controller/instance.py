@@ -1,7 +1,8 @@
 """The running instance of a site: its directory, its lock, and what others need to find it.
 
 One directory a site, `ballast-<site>`: `lock` (held with flock by the parent as long as it lives; the kernel lets go
-of it whatever kills the parent), `instance.json` (who runs, where the image is), `site.json` (the settings in force).
+of it whatever kills the parent), `instance.json` (who runs, where the image is), `site.json` (the settings in force),
+`messages` (what its processes say), `plan.txt` (the bus plan in words), `desk` (the socket at which settings are changed).
 """
 
 from __future__ import annotations

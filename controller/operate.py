@@ -101,10 +101,15 @@ def _alone(image: Any) -> Iterator[None]:
 
 
 def _audit(instance: Instance, clock: Clock, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
+    return audit(instance, clock, author(), command, value_w, lease_s, text)
+
+
+def audit(instance: Instance, clock: Clock, who: str, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
+    """A command's row in the audit trail, with its author; 0 (and a line) where the disk does not take it."""
     try:
         store = Store(Path(instance.store), instance.run)
         try:
-            return store.add_audit(clock.wall_s(), _who(), command, value_w, lease_s, text)
+            return store.add_audit(clock.wall_s(), who, command, value_w, lease_s, text)
         finally:
             store.close()
     except (OSError, sqlite3.Error) as e:
@@ -113,7 +118,7 @@ def _audit(instance: Instance, clock: Clock, command: str, value_w: float | None
         return 0
 
 
-def _who() -> str:
+def author() -> str:
     """The user, and from where where ssh tells."""
     try:
         user = getpass.getuser()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
-from controller.clock import Clock
+from controller.clock import Clock, utc_text
 
 # Exit codes of `ballast` and of its children.
 EXIT_OK = 0
@@ -23,7 +25,11 @@ EXIT_BUSY = 4  # the site is already run by another process
 EXIT_AGAIN = 75  # control slept for longer than the reversion time (EX_TEMPFAIL): start it again, nothing it knew is true
 
 MAPS_NAME = "maps.pickle"  # in the runtime directory: what control found the devices to be, for the control after it
+MESSAGES_NAME = "messages"  # in the runtime directory: what the site's processes say, the newest last
+MESSAGES_BYTES = 256 * 1024  # then it becomes messages.1, and the one before that is gone
+SAID_BYTES = 16 * 1024  # of one call
 _PR_SET_PDEATHSIG = 1
+_messages: tuple[Path, Clock] | None = None  # set by keep_messages
 
 
 def die_with_parent(parent_pid: int, signum: int = signal.SIGTERM) -> None:
@@ -38,11 +44,54 @@ def die_with_parent(parent_pid: int, signum: int = signal.SIGTERM) -> None:
 
 
 def say(who: str, text: str) -> None:
-    """Log lines, each whole, on stderr; lost where that is a full disk or a closed terminal: no reason to stop."""
+    """Log lines, each whole, on stderr and into the site's messages; lost where that is a full disk or a closed terminal:
+    no reason to stop.
+    """
+    lines = text.splitlines() or [""]
     with contextlib.suppress(OSError, ValueError):
-        for line in text.splitlines() or [""]:
+        for line in lines:
             sys.stderr.write(f"{who}: {line}\n")
         sys.stderr.flush()
+    if _messages is not None:
+        path, clock = _messages
+        stamp = utc_text(clock.wall_s())
+        with contextlib.suppress(OSError):
+            _append(path, "".join(f"{stamp} {who}: {line}\n" for line in lines).encode("utf-8", "replace"))
+
+
+def keep_messages(directory: Path, clock: Clock) -> None:
+    """From now on what this process says also goes into `messages` of the site's runtime directory, with UTC time."""
+    global _messages
+    _messages = (directory / MESSAGES_NAME, clock)
+
+
+def _append(path: Path, data: bytes) -> None:
+    """One write with O_APPEND, so that the lines of several processes stay whole. Raises OSError."""
+    if len(data) > SAID_BYTES:
+        data = data[: data.rfind(b"\n", 0, SAID_BYTES) + 1] or data[: SAID_BYTES - 1] + b"\n"
+    for _ in range(2):
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        try:
+            size = os.fstat(fd).st_size
+            if size + len(data) <= MESSAGES_BYTES or not _turn_over(path, fd):
+                if size < 2 * MESSAGES_BYTES:  # where it cannot be turned over it still does not grow for ever
+                    os.write(fd, data)
+                return
+        finally:
+            os.close(fd)
+
+
+def _turn_over(path: Path, fd: int) -> bool:
+    """The full file becomes messages.1. True: look at the path again, it is another file now. One process at a time: the
+    second of two would throw away what the first has kept.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.stat(path).st_ino == os.fstat(fd).st_ino:
+            path.replace(path.with_suffix(".1"))
+    except OSError:  # another one is at it, or the directory takes no change: this line goes into the old file
+        return False
+    return True
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """`ballast run`: the parent of a site's processes. It decides nothing about power; it starts, holds and ends.
 
-    parent (this)  ── plant       the virtual cabinet, where the site is virtual
+    parent (this)  ── desk        settings of the running site are tried, kept and given back (controller.desk)
+                   ── plant       the virtual cabinet, where the site is virtual
                    ── control     owns the buses; when it dies the PCS reverts by itself, and control is started again
                    ── supervisor  leases and records; started again at once
 
@@ -23,13 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from _core import image as core
-from controller import build, instance, status, summary
+from controller import build, instance, operate, status, summary
 from controller.clock import Clock, RealClock
+from controller.desk import DESK_NAME, REFUSED, Desk, apply_live
+from controller.inforce import InForce
 from controller.instance import Instance
+from controller.lines import LineServer
 from controller.problems import Problem, SiteError
-from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, Child, exit_words, say
+from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, Child, exit_words, keep_messages, say
 from controller.records import file_sha256
-from controller.site import Site
+from controller.settings import LIVE, RESTART
+from controller.site import Site, Source
 from controller.store import Store
 from controller.supervise import RECORD_NAME
 from controller.virtual import LoadOptions, Plant, plant_config
@@ -41,6 +46,7 @@ POLL_S = 0.2
 TRUTH_NAME = "truth.npz"
 ENGINE_NAME = "engine.json"  # histograms of the control thread
 FIRST_TICK_S = 30.0
+RESTART_YOUNG_S = 5.0  # a child is not started again on request before: asking again and again must not keep it from working
 CONTROL_YOUNG_S = 2.0  # one that dies younger has not come to GRID: no use in hurrying
 
 
@@ -54,6 +60,7 @@ class Options:
     burn: bool = False
     quiet: bool = False
     report: bool = True
+    source: Source = field(default_factory=lambda: Source.read(None))
 
 
 class Parent:
@@ -64,6 +71,7 @@ class Parent:
         self.plan = build.plan(site)
         self.directory = instance.make_directory(site.name)
         self.lock_fd = instance.lock(self.directory, site.name)
+        keep_messages(self.directory, clock)
         self.before = instance.read(self.directory)
         (self.directory / MAPS_NAME).unlink(missing_ok=True)
         self.image = core.ProcessImage.create()
@@ -75,10 +83,12 @@ class Parent:
         self.log: Any = None
         self.last_line = ""
         self.plant: Plant | None = None
+        self.wanted: dict[str, str] = {}  # children that were killed on purpose, and why
+        self.desk = Desk(self, options.source)
+        self.server: LineServer | None = None
         self.wake_r, self.wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        for place in (self.directory, options.out):
-            if place is not None:
-                (place / "site.json").write_text(json.dumps(site.to_dict(), indent=1))
+        self.files = InForce(self.directory, options.out)
+        self.files.begin(site, str(self.plan))
         store = (options.out if options.out is not None else instance.state_directory(site.name)) / "history.sqlite"
         self.instance = Instance(
             site=site.name,
@@ -110,20 +120,31 @@ class Parent:
             self.plant = Plant(self.site, plant_config(self.site, self.options.load), self.directory, self.clock, self.log)
             self.plant.start()
             self.instance.plant_pid = self.plant.child.pid
-        common = ["--directory", str(self.directory), "--image-fd", str(self.image.fd), "--parent", str(os.getpid())]
-        ports = self.plant.ports if self.plant is not None else {b.name: b.port for b in self.site.buses}
-        named = [arg for bus, path in ports.items() for arg in ("--port", f"{bus}={path}")]
         fds = (self.image.fd,)
-        self.control = Child("control", ["controller.control", *common, *named], self.clock, fds, self.log)
+        self.control = Child("control", self._control_argv(), self.clock, fds, self.log)
         self.control.backoff.young_s = CONTROL_YOUNG_S
         burn = ["--burn"] if self.options.burn else []
-        self.supervisor = Child("supervisor", ["controller.supervise", *common, *burn], self.clock, fds, self.log)
+        self.supervisor = Child("supervisor", ["controller.supervise", *self._common_argv(), *burn], self.clock, fds, self.log)
         self.instance.write()
         self.supervisor.start()
         self._wait_for_lease()
         self.control.start()
         self._tell()
+        self._open_desk()
         return True
+
+    def _common_argv(self) -> list[str]:
+        return ["--directory", str(self.directory), "--image-fd", str(self.image.fd), "--parent", str(os.getpid())]
+
+    def _control_argv(self) -> list[str]:
+        ports = self.plant.ports if self.plant is not None else {b.name: b.port for b in self.site.buses}
+        return ["controller.control", *self._common_argv(), *(arg for bus, path in ports.items() for arg in ("--port", f"{bus}={path}"))]
+
+    def _open_desk(self) -> None:
+        try:
+            self.server = LineServer(self.directory / DESK_NAME, self.desk.handle, self.clock)
+        except OSError as e:  # the site runs as it was started
+            say("ballast", f"{self.directory / DESK_NAME}: {e.strerror or e}: settings cannot be changed in this run")
 
     def _wait_for_the_last_one(self) -> None:
         """Where an earlier run's parent was killed, its control is still ramping down, and has the ports: at most 60 s."""
@@ -158,7 +179,7 @@ class Parent:
         if code is not None and not self._control_ended(code):
             return False
         code = self.supervisor.reap()
-        if code is not None:
+        if code is not None and not self._was_wanted(self.supervisor):
             wait_s = self.supervisor.plan_restart()
             say("ballast", f"supervisor {exit_words(code)}; started again" + (f" in {wait_s:.1f} s" if wait_s else ""))
         if self.plant is not None and (code := self.plant.child.reap()) is not None and not self.stopping:
@@ -178,13 +199,91 @@ class Parent:
         self._tell()
         if self.stopping:
             return False
-        if code in (EXIT_OK, EXIT_INPUT) and (code == EXIT_OK or self.image.latest() is None):
+        if self._was_wanted(self.control):
+            return True
+        refused = code == EXIT_INPUT and self.image.latest() is None and self.desk.trial is None  # a trial goes back by itself
+        if code == EXIT_OK or refused:
             self.code = code
             return False
         if code != EXIT_AGAIN:
             say("ballast", f"control {exit_words(code)}; the PCS reverts by itself, control is started again")
         self.control.plan_restart()
         return True
+
+    def _was_wanted(self, child: Child) -> bool:
+        """True where we ended it ourselves: then it is started at once, whatever its age."""
+        why = self.wanted.pop(child.name, None)
+        if why is None:
+            return False
+        say("ballast", f"{child.name} is started again: {why}")
+        child.again_ns = self.clock.monotonic_ns()
+        return True
+
+    # ---- settings of a running site: what the desk asks for (controller.desk.Host)
+
+    def ready(self) -> bool:
+        """True while control has handed its settings to the engine: they can be changed in place."""
+        return self.control.pid != 0 and int(self.image.control_pid) == self.control.pid
+
+    def take(self, site: Site, how: str) -> int:
+        """Puts other settings in force; see Host."""
+        made = build.plan(site)
+        self.files.stage(site)
+        revision = apply_live(self.image, site) if how == LIVE else 0
+        self.files.commit()
+        self._in_force(site, made, how)
+        return revision
+
+    def give_back(self, site: Site, how: str) -> int:
+        """The settings before `take` again; where control cannot take them in place it is started again with them."""
+        revision = 0
+        self.files.back(site)
+        if how == LIVE:
+            try:
+                if not self.ready():
+                    raise ValueError("control is starting")
+                revision = apply_live(self.image, site)
+            except REFUSED as e:
+                say("ballast", f"the old settings come back with a new control: {e}")
+                how = RESTART
+        self._in_force(site, build.plan(site), how)
+        return revision
+
+    def keep(self) -> None:
+        """There is no way back any more."""
+        self.files.keep()
+
+    def restart(self, child: str, why: str) -> str:
+        """Starts a child again; says why not."""
+        one = {"control": self.control, "supervisor": self.supervisor}[child]
+        age_s = (self.clock.monotonic_ns() - one.started_ns) / 1e9
+        if not one.pid:
+            return f"{child} does not run: it is started again already"
+        if age_s < RESTART_YOUNG_S:
+            return f"{child} was started {age_s:.1f} s ago: at most once in {RESTART_YOUNG_S:g} s"
+        self._begin_again(one, why)
+        return ""
+
+    def note(self, who: str, command: str, lease_s: float | None, text: str) -> None:
+        """A row in the audit trail, and a line."""
+        say("ballast", f"{command} by {who}: {text}")
+        operate.audit(self.instance, self.clock, who, command, None, lease_s, text)
+
+    def _in_force(self, site: Site, made: Any, how: str) -> None:
+        self.site, self.plan = site, made
+        self.files.show(site, str(made))
+        if how == RESTART:
+            self.instance.plan = summary.latency(made)
+            self.control.argv = self._control_argv()
+            self._begin_again(self.control, "with other settings")
+
+    def _begin_again(self, child: Child, why: str) -> None:
+        """SIGKILL, not SIGTERM: that means ramp to 0 and put the PCS into standby. A killed control leaves the PCS at its last
+        command with the reversion timer running, and the next one adopts it: a way that is walked, and tested, at every crash.
+        """
+        if child.pid and not self.stopping:
+            self.wanted[child.name] = why
+            child.send(signal.SIGKILL)
 
     # ---- stopping
 
@@ -265,8 +364,17 @@ class Parent:
 
     def _wait(self) -> None:
         fds = [self.wake_r, *(fd for fd in (self.control.pidfd, self.supervisor.pidfd) if fd >= 0)]
-        select.select(fds, [], [], POLL_S)
+        reading, writing = self.server.fds() if self.server is not None else ([], [])
+        asked = [self.plant.fileno()] if self.plant is not None and self.plant.owes() else []
+        ready = select.select([*fds, *reading, *asked], writing, [], POLL_S)
         self._signals()
+        if self.plant is not None:
+            if set(asked) & set(ready[0]):
+                self.plant.hear()
+            self.plant.expire()
+        if self.server is not None:
+            self.server.serve({*ready[0], *ready[1]})
+        self.desk.tick(self.clock.monotonic_ns())
 
     def _check_duration(self) -> None:
         """--for counts from the first tick; figures are taken then, before the stop spoils them."""
@@ -292,6 +400,9 @@ class Parent:
 
     def _end(self) -> None:
         """Supervisor after control, so that the last tick is on disk; the cabinet last."""
+        self.desk.close()
+        if self.server is not None:
+            self.server.close()
         self._take_figures()
         self.last_line = status.line(status.collect(self.instance, self.site, self.image, self.clock))
         if hasattr(self, "control"):
@@ -402,6 +513,7 @@ def _live(parent: Parent) -> Any:
             now_ns = parent.clock.monotonic_ns()
             if now_ns >= due_ns:
                 due_ns = now_ns + int(REFRESH_S * 1e9)
+                source.site = parent.site
                 view.draw(source.snapshot(now_ns))
 
         yield show

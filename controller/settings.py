@@ -18,6 +18,13 @@ TICK_S = 0.01  # the engine's period; not a setting, because device timings and 
 RENEW_S = 1.0  # the engine renews heartbeat and reversion once a second
 MODEL_QUEUE_TICKS = 64  # commands the kernel's model of the PCS can hold on their way to the terminals
 
+LIVE, RESTART, START = "live", "restart", "start"
+HOW = {
+    LIVE: "taken by the running kernel at a tick boundary",
+    RESTART: "control is started again, and adopts the live PCS without a bump",
+    START: "read when `ballast run` starts",
+}
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -31,6 +38,7 @@ class Setting:
     text: str
     kind: str = "float"  # float, int, str
     needed: bool = False  # must stand in a user's file
+    how: str = LIVE  # how it changes while the site runs: see HOW
 
     @property
     def section(self) -> str:
@@ -45,9 +53,9 @@ class Setting:
 
 _POWER = (0.0, 1e8)
 _ROWS = (
-    Setting("site.name", "site", 1, 40, "", "names the runtime directory and the records: letters, digits, - and _", "str"),
-    Setting("site.f_nom_hz", None, 45, 65, "Hz", "nominal frequency; 50 and 60 Hz grids have different defaults", needed=True),
-    Setting("site.v_nom_v", 230, 50, 20e3, "V", "nominal voltage, line to neutral"),
+    Setting("site.name", "site", 1, 40, "", "names the runtime directory and the records: letters, digits, - and _", "str", how=START),
+    Setting("site.f_nom_hz", None, 45, 65, "Hz", "nominal frequency; 50 and 60 Hz grids have different defaults", needed=True, how=START),
+    Setting("site.v_nom_v", 230, 50, 20e3, "V", "nominal voltage, line to neutral", how=RESTART),
     Setting("grid.import_limit_w", 445e3, *_POWER, "W", "largest grid import, as 100 ms means"),
     Setting("grid.export_limit_w", 0, *_POWER, "W", "largest grid export; 0: none"),
     Setting("grid.ramp_up_w_per_s", 2000, 1, 1e8, "W/s", "largest rise of grid import"),
@@ -60,8 +68,8 @@ _ROWS = (
     Setting("grid.v_min_pu", None, 0.1, 1, "1", "below it for trip_s: trip"),
     Setting("grid.v_max_pu", None, 1, 1.5, "1", "above it for trip_s: trip"),
     Setting("grid.trip_s", 0.16, 0.02, 10, "s", "how long outside before the trip"),
-    Setting("load.peak_w", None, 0, 1e8, "W", "largest load; a feeder below it needs load.shed"),
-    Setting("load.shed", "none", 0, 20, "", "what takes load away when control is lost: none, hardwired, cluster_cap", "str"),
+    Setting("load.peak_w", None, 0, 1e8, "W", "largest load; a feeder below it needs load.shed", how=START),
+    Setting("load.shed", "none", 0, 20, "", "what takes load away when control is lost: none, hardwired, cluster_cap", "str", how=START),
     Setting("battery.energy_wh", 250e3, 1e3, 1e8, "Wh", "usable energy between SoC 0 and 1"),
     Setting("battery.c_rate", 1, 0.01, 20, "1/h", "largest charge and discharge power / energy"),
     Setting("battery.soc_min", 0.1, 0, 1, "1", "no discharge below"),
@@ -73,11 +81,11 @@ _ROWS = (
     Setting("battery.temp_taper_k", 5, 0.1, 30, "K", "power falls to 0 over this many kelvin inside the limits"),
     Setting("battery.v_min_v", 0, 0, 3000, "V", "discharge tapers toward it; 0: the BMS limits alone"),
     Setting("battery.v_max_v", 0, 0, 3000, "V", "charge tapers toward it; 0: the BMS limits alone"),
-    Setting("pcs.s_rated_va", 250e3, 1e3, 1e7, "VA", "apparent power rating"),
+    Setting("pcs.s_rated_va", 250e3, 1e3, 1e7, "VA", "apparent power rating", how=RESTART),
     Setting("pcs.p_max_w", None, 1e3, 1e7, "W", "largest active power; default: the rating"),
-    Setting("pcs.dead_time_s", 0.001, 0, 0.63, "s", "from detection of the command frame to the first change of power"),
-    Setting("pcs.tau_s", 0.002, 0, 2, "s", "first-order lag of AC power"),
-    Setting("pcs.reversion_s", 5, 1, 60, "s", "power goes to 0 so long after the last renewal (WSetRvrtTms)"),
+    Setting("pcs.dead_time_s", 0.001, 0, 0.63, "s", "from detection of the command frame to the first change of power", how=RESTART),
+    Setting("pcs.tau_s", 0.002, 0, 2, "s", "first-order lag of AC power", how=RESTART),
+    Setting("pcs.reversion_s", 5, 1, 60, "s", "power goes to 0 so long after the last renewal (WSetRvrtTms)", how=RESTART),
     Setting("pcs.slew_w_per_s", 0, 0, 1e9, "W/s", "slew of our own command; 0: none"),
     Setting("control.mean_min_s", 60, 1, 3600, "s", "shortest horizon of the load's slow mean"),
     Setting("control.mean_max_s", 600, 1, 86400, "s", "longest horizon, while battery energy allows"),
@@ -97,8 +105,8 @@ _ROWS = (
     Setting("control.follow_w", None, 100, 1e7, "W", "PCS off its model by more, for follow_s: FAULT; default: 10 % of rating"),
     Setting("control.follow_s", 1, 0.1, 60, "s", "see follow_w"),
     Setting("control.align_full_s", 0.003, 0.0005, 0.01, "s", "full bandwidth up to this alignment error of the PCS model"),
-    Setting("realtime.priority", 90, 0, 98, "", "SCHED_FIFO priority of the control thread; 0: leave it alone", "int"),
-    Setting("realtime.cpu", -1, -1, 1023, "", "CPU the control thread is bound to; -1: none", "int"),
+    Setting("realtime.priority", 90, 0, 98, "", "SCHED_FIFO priority of the control thread; 0: leave it alone", "int", how=RESTART),
+    Setting("realtime.cpu", -1, -1, 1023, "", "CPU the control thread is bound to; -1: none", "int", how=RESTART),
 )  # fmt: skip
 
 
@@ -109,27 +117,27 @@ SECTIONS = tuple(dict.fromkeys(row.section for row in SETTINGS.values()))
 BUS = {
     row.key: row
     for row in (
-        Setting("name", None, 1, 20, "", "short name, used by devices and records", "str", needed=True),
-        Setting("port", "virtual", 1, 200, "", 'serial port, or "virtual": the virtual cabinet behind a PTY', "str"),
-        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed", "int"),
-        Setting("parity", "E", 1, 1, "", "E, O or N", "str"),
-        Setting("stop_bits", 1, 1, 2, "", "1 or 2", "int"),
+        Setting("name", None, 1, 20, "", "short name, used by devices and records", "str", needed=True, how=START),
+        Setting("port", "virtual", 1, 200, "", 'serial port, or "virtual": the virtual cabinet behind a PTY', "str", how=RESTART),
+        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed", "int", how=RESTART),
+        Setting("parity", "E", 1, 1, "", "E, O or N", "str", how=RESTART),
+        Setting("stop_bits", 1, 1, 2, "", "1 or 2", "int", how=RESTART),
     )
 }
 DEVICE = {
     row.key: row
     for row in (
-        Setting("name", None, 1, 20, "", "short name, used in events and records", "str", needed=True),
-        Setting("role", None, 1, 20, "", "what it is to the controller", "str", needed=True),
-        Setting("bus", None, 1, 20, "", "the bus it answers on", "str", needed=True),
-        Setting("unit", None, 1, 247, "", "Modbus address", "int", needed=True),
-        Setting("profile", "sunspec", 1, 200, "", '"sunspec", a profile\'s name, or the path of a profile file', "str"),
+        Setting("name", None, 1, 20, "", "short name, used in events and records", "str", needed=True, how=START),
+        Setting("role", None, 1, 20, "", "what it is to the controller", "str", needed=True, how=RESTART),
+        Setting("bus", None, 1, 20, "", "the bus it answers on", "str", needed=True, how=RESTART),
+        Setting("unit", None, 1, 247, "", "Modbus address", "int", needed=True, how=RESTART),
+        Setting("profile", "sunspec", 1, 200, "", '"sunspec", a profile\'s name, or the path of a profile file', "str", how=RESTART),
     )
 }
 SCHEDULE = {
     row.key: row
     for row in (
-        Setting("from", None, 5, 5, "", 'local time "HH:MM" at which the row begins', "str", needed=True),
+        Setting("from", None, 5, 5, "", 'local time "HH:MM" at which the row begins', "str", needed=True, how=START),
         Setting(
             "to",
             None,
@@ -139,9 +147,10 @@ SCHEDULE = {
             'local time "HH:MM" at which it ends; before `from`: on the next day',
             "str",
             needed=True,
+            how=START,
         ),
-        Setting("days", None, 0, 7, "", 'days on which it begins, such as ["mon", "tue"]; default: every day', "days"),
-        Setting("base_w", None, -1e8, 1e8, "W", "added to the target of grid import: + charges the battery", needed=True),
+        Setting("days", None, 0, 7, "", 'days on which it begins, such as ["mon", "tue"]; default: every day', "days", how=START),
+        Setting("base_w", None, -1e8, 1e8, "W", "added to the target of grid import: + charges the battery", needed=True, how=START),
     )
 }
 
@@ -168,6 +177,15 @@ def derived(key: str, values: Mapping[str, Value]) -> Value:
         "load.peak_w": values.get("grid.feeder_w", 500e3),
     }
     return table[key]
+
+
+def row_of(key: str) -> Setting | None:
+    """The row of a key as `--set` spells it (`grid.import_limit_w`, `bus.a.baud`, `device.meter.unit`); None: no such key."""
+    array, _, rest = key.partition(".")
+    table = {"bus": BUS, "device": DEVICE}.get(array)
+    if table is None:
+        return SETTINGS.get(key)
+    return table.get(rest.rpartition(".")[2]) if rest.count(".") == 1 else None
 
 
 def range_text(row: Setting) -> str:
@@ -247,18 +265,22 @@ def markdown() -> str:
         "",
         "Every key of the site file. Made from `controller/settings.py` by `python -m controller.settings > docs/settings.md`; a test",
         "holds the two together. `derived` defaults depend on another setting: 50 Hz or 60 Hz, or the converter's rating.",
+        "",
+        "`changes`: how it changes while the site runs, by `ballast settings set` ([commissioning.md](commissioning.md)):",
+        "",
+        *(f"- {name}: {words}" for name, words in HOW.items()),
     ]
     blocks = [(s, [r for r in SETTINGS.values() if r.section == s]) for s in SECTIONS]
     for title, rows in blocks:
-        lines += ["", f"## [{title}]", "", "| key | default | range | meaning |", "| --- | --- | --- | --- |"]
+        lines += ["", f"## [{title}]", "", "| key | default | range | changes | meaning |", "| --- | --- | --- | --- | --- |"]
         for r in rows:
             default = "**needed**" if r.needed else "derived" if r.default is None else f"`{r.default}`"
-            lines.append(f"| `{r.name}` | {default} | {range_text(r)} | {r.text} |")
+            lines.append(f"| `{r.name}` | {default} | {range_text(r)} | {r.how} | {r.text} |")
     for title, table in (("[[bus]]", BUS), ("[[device]]", DEVICE), ("[[schedule]]", SCHEDULE)):
-        lines += ["", f"## {title}", "", "| key | default | meaning |", "| --- | --- | --- |"]
+        lines += ["", f"## {title}", "", "| key | default | changes | meaning |", "| --- | --- | --- | --- |"]
         for r in table.values():
             default = "**needed**" if r.needed else "" if r.default is None else f"`{r.default}`"
-            lines.append(f"| `{r.key}` | {default} | {r.text} |")
+            lines.append(f"| `{r.key}` | {default} | {r.how} | {r.text} |")
     return "\n".join(lines) + "\n"
 
 

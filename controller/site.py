@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,6 +23,20 @@ from controller.settings import SETTINGS, Value, derived
 BUILTIN = Path(__file__).with_name("builtin.toml")
 VIRTUAL = "virtual"
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run's settings came from: the file (None: built-in), its text as it was read, the overrides."""
+
+    path: str | None
+    text: str
+    sets: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: str | None, sets: Iterable[str] = ()) -> Source:
+        """Reads the file. Raises SiteError."""
+        return cls(path, read_text(path), tuple(sets))
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,11 @@ class Site:
         """A numeric setting, in the unit its name ends with."""
         return float(self.values[key])
 
+    def flat(self) -> dict[str, Value]:
+        """Every single setting, and every key of a bus or device as `--set` spells it (`bus.a.baud`)."""
+        rows = [("bus", bus.name, asdict(bus)) for bus in self.buses] + [("device", d.name, asdict(d)) for d in self.devices]
+        return self.values | {f"{array}.{name}.{key}": value for array, name, row in rows for key, value in row.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
@@ -102,6 +121,11 @@ class Site:
             notes=list(data["notes"]),
         )
 
+    def devices_hash(self) -> str:
+        """sha256 of what the device maps depend on: a change of any other setting leaves them as they are."""
+        data = [str(Path(self.file).parent), [asdict(b) for b in self.buses], [asdict(d) for d in self.devices]]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
     def settings_hash(self) -> str:
         """sha256 of everything that decides what the kernel does; stands in each segment of a record."""
         data = self.to_dict()
@@ -115,17 +139,24 @@ def load(
     sets: Iterable[str] = (),
     plant_keys: Callable[[], Iterable[str]] | None = None,
     also: Callable[[Site], list[Problem]] | None = None,
+    *,
+    text: str | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Site:
     """The site of a file (None: the built-in one) with `KEY=VALUE` overrides.
 
     `plant_keys` names the settings of the virtual cabinet; it is called only when an override is no setting of the
-    site. Raises SiteError with every problem of the file and of the overrides together.
+    site. `text`: what to take for the content of that file (it may have been edited since). `changes`: typed values by
+    key, which outrank the overrides. Raises SiteError with every problem of the file and of the overrides together.
     """
-    source = BUILTIN if path is None else Path(path)
     label = "built-in site" if path is None else str(path)
-    raw = _read(source, label)
+    raw = parse(text if text is not None else read_text(path), label)
     problems: list[Problem] = []
     plant = _apply_sets(raw, list(sets), plant_keys, problems)
+    for key, value in (changes or {}).items():
+        if not walk.put(raw, key, value):
+            remedy = walk.near(key, [*SETTINGS, *walk.row_keys(raw)])
+            problems.append(Problem(label, key, value, "no such setting of this site", remedy))
     values = walk.settings(raw, label, problems)
     buses, devices, rows = walk.tables(raw, label, problems)
     site = Site(
@@ -151,14 +182,20 @@ def load(
     return site
 
 
-def _read(source: Path, label: str) -> dict[str, Any]:
+def read_text(path: str | Path | None) -> str:
+    """The text of a site file (None: of the built-in site). Raises SiteError."""
+    source, label = (BUILTIN, "built-in site") if path is None else (Path(path), str(path))
     try:
-        text = source.read_bytes().decode("utf-8")
+        return source.read_bytes().decode("utf-8")
     except OSError as e:
         reason = e.strerror or str(e)
         raise SiteError([Problem(label, "", None, f"cannot be read: {reason}", "give the path of a site file")]) from None
     except UnicodeDecodeError as e:
         raise SiteError([Problem(label, "", None, f"is not UTF-8 text (byte {e.start})", "save it as UTF-8")]) from None
+
+
+def parse(text: str, label: str) -> dict[str, Any]:
+    """The tables of a site file's text. Raises SiteError that names `label`."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
@@ -236,4 +273,4 @@ def valid_name(name: str) -> bool:
 
 def finite(x: object) -> bool:
     """True for a finite number that is no boolean."""
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) <= sys.float_info.max

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from _core import image as core
 from controller import instance as instances
-from controller.build import site_from
+from controller.build import SiteWatch
 from controller.clock import Clock, RealClock
 from controller.freeze import Freezer
-from controller.process import EXIT_FAILED, die_with_parent, say
+from controller.process import EXIT_FAILED, die_with_parent, keep_messages, say
 from controller.records import RecordWriter
 from controller.store import Store
 from controller.supervisor import STEP_S, Supervisor
@@ -31,8 +31,10 @@ FREEZE_SIGNAL = signal.SIGUSR1
 LOOK_S = 0.2
 
 
-async def serve(supervisor: Supervisor, image: object, clock: Clock) -> None:
-    """Steps on the full second of the monotonic clock until asked to end and control is gone."""
+async def serve(supervisor: Supervisor, image: object, clock: Clock, watch: SiteWatch) -> None:
+    """Steps on the full second of the monotonic clock until asked to end and control is gone. `watch`: tells of other
+    settings.
+    """
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -42,6 +44,8 @@ async def serve(supervisor: Supervisor, image: object, clock: Clock) -> None:
     until_ns: int | None = None
     while True:
         now_ns = clock.monotonic_ns()
+        if (site := watch.look()) is not None:
+            supervisor.take_site(site, now_ns)
         supervisor.step(now_ns)
         if asked.is_set():
             until_ns = until_ns or now_ns + int(FAREWELL_S * 1e9)
@@ -105,12 +109,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--burn", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     die_with_parent(args.parent)
+    clock = RealClock()
+    keep_messages(args.directory, clock)
     signal.signal(FREEZE_SIGNAL, signal.SIG_IGN)  # until the loop listens: `ballast freeze` must not kill a supervisor that starts
     instance = instances.read(args.directory)
     if instance is None:
         say("supervisor", f"{args.directory}/instance.json cannot be read")
         return EXIT_FAILED
-    site = site_from(args.directory / "site.json")
+    watch = SiteWatch(args.directory / "site.json")
+    site = watch.look()
+    if site is None:
+        say("supervisor", f"{watch.path} cannot be read")
+        return EXIT_FAILED
     image = core.ProcessImage.open(args.image_fd)
     store = open_store(Path(instance.store), instance.run)
     writer, freezer = None, None
@@ -119,11 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     else:
         hashes = {"layout": core.LAYOUT, "settings": site.settings_hash()}
         freezer = Freezer(Path(instance.store).parent / FREEZE_NAME, **hashes, record_size=core.RECORD_SIZE)
-    clock = RealClock()
     if args.burn:
         threading.Thread(target=_burn, daemon=True).start()
     supervisor = Supervisor(image, site, clock, writer=writer, store=store, freezer=freezer)
-    asyncio.run(serve(supervisor, image, clock))
+    asyncio.run(serve(supervisor, image, clock, watch))
     if writer is not None:
         writer.close()
     if store is not None:

@@ -42,6 +42,7 @@ FREEZE_MODES = (core.MODE_FAULT, core.MODE_TRIP)
 QUIET_S = 10  # a limit is "over" after so long without it: it may act every other tick for minutes
 CLOCK_SLEW_S = 0.005  # per step; less than a tick, so that the billing phase never runs backwards
 CLOCK_JUMP_S = 60.0  # beyond it the clock was set, and the window's phase jumps with it
+SAID_CHARS = 500  # of changed settings in one event
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,25 @@ class Supervisor:
     def look(self, now_ns: int) -> None:
         """Between two steps: takes what is in the ring, and nothing else."""
         self._drain(now_ns, self.clock.wall_s())
+
+    def take_site(self, site: Site, now_ns: int) -> None:
+        """Other settings from now on: limits, schedule and billing window at once, and the hash in new segments of the
+        record. What is in the ring was made under the old ones, and is closed with their hash.
+        """
+        wall_s = self.clock.wall_s()
+        before, self.site = self.site, site
+        self._limits = build.limits(site)
+        self._renew(now_ns, wall_s)
+        old, new = before.flat(), site.flat()
+        words = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in new if old.get(key) != new.get(key))
+        self.event("settings", words[:SAID_CHARS] or "as they were", now_ns, wall_s)
+        if (window_s := site.num("grid.billing_window_s")) != before.num("grid.billing_window_s"):
+            self._offset_s = (wall_s - now_ns / 1e9) % window_s if window_s else None
+        self._next_flush_ns = 0
+        self._drain(now_ns, wall_s)
+        for sink in (self.writer, self.freezer):
+            if sink is not None:
+                sink.settings = site.settings_hash()
 
     def freeze(self, why: str, now_ns: int) -> None:
         """Keeps the last 60 s and the next 10 s at full rate."""

@@ -10,6 +10,8 @@ import select
 import signal
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from controller.site import Site
 PLANT_PORTS = "abcd"  # the plant's names for its ports, in the order of the site's buses
 PLANT_KINDS = ("meter", "bms", "pcs")
 READY_S = 20.0
+ASK_S = 2.0
+ASK_MOST = 8  # messages under way
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,14 @@ def plant_keys() -> list[str]:
         raise SiteError([Problem("", "bench.plant", None, "the virtual cabinet does not tell its settings", reason)]) from None
 
 
+@dataclass
+class _Asked:
+    """One message under way; `done` None: nobody waits for its answer any more."""
+
+    done: Callable[[dict[str, Any]], None] | None
+    until_ns: int
+
+
 class Plant:
     """The running virtual cabinet. `ports` maps the site's buses to PTYs once `start` has returned."""
 
@@ -89,10 +101,12 @@ class Plant:
         self.site, self.directory, self.clock = site, directory, clock
         self.path = directory / "plant.json"
         self.path.write_text(json.dumps(config, indent=1))
-        argv = ["bench.plant", "--config", str(self.path)]
+        argv = ["bench.plant", "--config", str(self.path), "--messages", str(directory)]
         # Its stdin is a pipe of ours: when we are gone, however we went, it reads the end of it and leaves.
         self.child = Child("plant", argv, clock, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
         self.ports: dict[str, str] = {}
+        self._waiting: deque[_Asked] = deque()
+        self._heard, self._gone = b"", False
 
     def start(self) -> None:
         """Starts it and waits for its ports. Raises SiteError with what it says is wrong (a bad trace, a bad
@@ -101,6 +115,8 @@ class Plant:
         self.child.start()
         told = self._answer(READY_S)
         if "ports" in told:
+            assert self.child.process is not None and self.child.process.stdin is not None
+            os.set_blocking(self.child.process.stdin.fileno(), False)
             self.ports = {bus.name: told["ports"][name] for bus, name in zip(self.site.buses, PLANT_PORTS, strict=False)}
             return
         self.child.send(signal.SIGTERM)
@@ -109,14 +125,67 @@ class Plant:
         raise SiteError([Problem("", "", None, str(line)) for line in lines])
 
     def write_truth(self, path: Path) -> bool:
-        """Asks for its log as it stands now; False where it does not answer."""
+        """Asks for its log as it stands now, and waits; False where it does not answer."""
+        answers: list[dict[str, Any]] = []
+        try:
+            self.ask({"truth": str(path)}, answers.append, READY_S)
+        except ValueError:
+            return False
+        while not answers:
+            if self.listening() and select.select([self.fileno()], [], [], 0.1)[0]:
+                self.hear()
+            self.expire()
+        return "truth" in answers[0]
+
+    def ask(self, message: dict[str, Any], done: Callable[[dict[str, Any]], None], seconds: float = ASK_S) -> None:
+        """Sends one message and never waits; `done` gets the answer, or {"error": ...} after `seconds`. Raises ValueError
+        where it cannot be sent.
+        """
+        line = json.dumps(message).encode() + b"\n"
+        if len(line) > select.PIPE_BUF:  # up to here a pipe takes all of it or nothing (pipe(7))
+            raise ValueError(f"the message is longer than {select.PIPE_BUF} bytes: send fewer settings at once")
+        if len(self._waiting) >= ASK_MOST or not self.listening():
+            raise ValueError("the virtual cabinet does not answer")
         assert self.child.process is not None and self.child.process.stdin is not None
         try:
-            self.child.process.stdin.write(json.dumps({"truth": str(path)}).encode() + b"\n")
-            self.child.process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            return False
-        return "truth" in self._answer(READY_S)
+            os.write(self.child.process.stdin.fileno(), line)
+        except OSError as e:
+            raise ValueError(f"the virtual cabinet does not listen: {e.strerror}") from None
+        self._waiting.append(_Asked(done, self.clock.monotonic_ns() + int(seconds * 1e9)))
+
+    def owes(self) -> bool:
+        """True while an answer is to come."""
+        return bool(self._waiting) and self.listening()
+
+    def listening(self) -> bool:
+        """True while its end of the pipe is open."""
+        return not self._gone and self.child.process is not None and self.child.pidfd >= 0
+
+    def fileno(self) -> int:
+        """Where its answers come."""
+        assert self.child.process is not None and self.child.process.stdout is not None
+        return self.child.process.stdout.fileno()
+
+    def hear(self) -> None:
+        """Takes what it says; to be called when `fileno` is readable. It answers in the order it was asked."""
+        data = os.read(self.fileno(), 65536)
+        self._gone = not data
+        *lines, self._heard = (self._heard + data).split(b"\n")
+        for line in lines:
+            asked = self._waiting.popleft() if self._waiting else None
+            if asked is not None and asked.done is not None:
+                try:
+                    asked.done(dict(json.loads(line)))
+                except (ValueError, TypeError):
+                    asked.done({"error": "the virtual cabinet answers with something else than JSON"})
+
+    def expire(self) -> None:
+        """Tells those who have waited long enough; the place of their answer stays, for it may still come."""
+        now_ns = self.clock.monotonic_ns()
+        for asked in self._waiting:
+            if asked.done is not None and (not self.listening() or now_ns >= asked.until_ns):
+                done, asked.done = asked.done, None
+                done({"error": "the virtual cabinet does not answer"})
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         """The next line it says, as JSON; empty where none comes in time."""

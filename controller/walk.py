@@ -69,7 +69,7 @@ def settings(raw: Mapping[str, Any], label: str, problems: list[Problem]) -> dic
                 )
             )
         elif not given and row.default is not None:
-            values[key] = row.default
+            values[key] = float(row.default) if row.kind == "float" else row.default
     return values
 
 
@@ -205,6 +205,21 @@ def put(raw: dict[str, Any], key: str, value: Any) -> bool:
                 row[parts[2]] = value
                 return True
     return False
+
+
+def given(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that a parsed site file gives, as `--set` spells them, with its values."""
+    found = {f"{section}.{name}": value for section in SECTIONS for name, value in _items(raw.get(section))}
+    for array in ("bus", "device"):
+        rows = raw.get(array)
+        for row in rows if isinstance(rows, list) else []:
+            if isinstance(row, dict):
+                found |= {f"{array}.{row.get('name')}.{name}": value for name, value in row.items()}
+    return found
+
+
+def _items(table: Any) -> Iterable[tuple[str, Any]]:
+    return table.items() if isinstance(table, dict) else ()
 
 
 def row_keys(raw: Mapping[str, Any]) -> list[str]:

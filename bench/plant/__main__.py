@@ -1,8 +1,9 @@
 """`python -m bench.plant --config FILE.json`: the virtual cabinet in real time behind PTYs.
 
 stdout, one JSON object a line: first {"ports": {"a": "/dev/pts/N"}, "pid", "t0_ns", "load_duration_s"} when ready, or
-{"errors": [...]} and exit code 2. stdin, one JSON object a line: {"set": {key: value, ...}}, {"truth": PATH} (write
-the truth now), {"stop": true}; each is answered by one line ({"set": ...}, {"truth": ...}, {"error": ...}). EOF,
+{"errors": [...]} and exit code 2. stdin, one JSON object a line: {"set": {key: value, ...}} (all or none), {"params":
+true} (every setting with its value and range), {"truth": PATH} (write the truth now), {"stop": true}; each is answered by
+one line ({"set": ...}, {"params": ...}, {"truth": ...}, {"error": ...}). EOF,
 {"stop"}, SIGTERM, SIGINT or the end of duration_s end the run and write OUT/truth.npz when `out` is set.
 """
 
@@ -21,9 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from bench.plant import config as config_module
+from bench.plant import params
 from bench.plant.params import ParamError
 from bench.plant.plant import VirtualPlant
 from bench.plant.rt import RealTime, lock_memory
+from controller.clock import RealClock
+from controller.process import keep_messages, say
 
 
 def _say(message: dict[str, Any]) -> None:
@@ -31,7 +35,11 @@ def _say(message: dict[str, Any]) -> None:
 
 
 def _note(text: str) -> None:
-    print(f"plant: {text}", file=sys.stderr, flush=True)
+    say("plant", text)
+
+
+def _range(row: params.Param) -> dict[str, Any]:
+    return {"min": row.min, "max": row.max, "unit": row.unit, "text": row.text}
 
 
 def _open_ptys(names: list[str]) -> tuple[dict[str, int], dict[str, str], list[int]]:
@@ -93,7 +101,12 @@ class _Control:
             if not isinstance(message, dict):
                 raise ValueError("not an object")
             for key, value in message.get("set", {}).items():
+                params.check(key, value, running=True)  # all or none
+            for key, value in message.get("set", {}).items():
                 self.loop.post(key, value)
+            if "params" in message:
+                rows = params.PARAMS.values()
+                _say({"params": {r.key: {"value": self.plant.get(r.key), "live": r.live, **_range(r)} for r in rows}})
             if "set" in message:
                 _say({"set": message["set"]})
             if "truth" in message:
@@ -180,7 +193,10 @@ def main() -> int:
         prog="python -m bench.plant", description="the virtual cabinet in real time behind PTYs"
     )
     parser.add_argument("--config", help="JSON file (see bench.plant.config); without it the built-in site")
+    parser.add_argument("--messages", type=Path, help="runtime directory of a site: what is said goes into its messages too")
     args = parser.parse_args()
+    if args.messages is not None:
+        keep_messages(args.messages, RealClock())
     try:
         raw = json.loads(Path(args.config).read_text()) if args.config else config_module.builtin()
     except (OSError, ValueError) as e:

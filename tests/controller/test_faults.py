@@ -153,11 +153,13 @@ def test_stop_requests_are_counted() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def test_what_was_remembered_of_the_devices_belongs_to_these_settings(tmp_path: Path) -> None:
+def test_what_was_remembered_of_the_devices_belongs_to_these_buses_and_devices(tmp_path: Path) -> None:
     assert control.remembered(tmp_path, SITE) is None
     control.remember(tmp_path, SITE, [])
     assert control.remembered(tmp_path, SITE) == []
-    assert control.remembered(tmp_path, sites.load(None, ["pcs.tau_s=0.004"])) is None
+    assert control.remembered(tmp_path, sites.load(None, ["pcs.tau_s=0.004"])) == [], "no map depends on it"
+    for other in ("device.bms.unit=11", "bus.a.baud=115200", "device.meter.profile=other"):
+        assert control.remembered(tmp_path, sites.load(None, [other])) is None
     for torn in (b"", b"\x80\x05", b"nonsense", b"\x80\x04K\x01."):
         (tmp_path / control.MAPS_NAME).write_bytes(torn)
         assert control.remembered(tmp_path, SITE) is None
