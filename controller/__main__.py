@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from controller import evidence
+from controller.commission import cli as commission
 from controller.problems import SiteError
 from controller.process import EXIT_BUSY, EXIT_INPUT, EXIT_NOT_RUNNING, EXIT_OK
 
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     for one in (status, top, hold, release, reset):
         one.add_argument("--site", metavar="NAME", help="which site, where several run here")
     evidence.add_parsers(commands)
+    commission.add_parser(commands)
     commands.add_parser("version", help="version and build")
     return parser
 
@@ -67,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return {
             "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold,
-            "release": _release, "reset": _reset, "version": _version, **dict.fromkeys(evidence.COMMANDS, evidence.main),
+            "release": _release, "reset": _reset, "version": _version, "test": commission.main,
+            **dict.fromkeys(evidence.COMMANDS, evidence.main),
         }[args.command](args)  # fmt: skip
     except SiteError as e:
         print(e, file=sys.stderr)

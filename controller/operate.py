@@ -60,29 +60,29 @@ def parse_lease(seconds: float | None) -> float:
     return seconds
 
 
-def hold(instance: Instance, image: Any, value_w: float, lease_s: float, clock: Clock) -> int:
+def hold(instance: Instance, image: Any, value_w: float, lease_s: float, clock: Clock, who: str = "") -> int:
     """Battery at value_w until the lease ends, `release`, or a new hold; limits stay in force. Returns the id in the
-    audit trail.
+    audit trail. `who`: the author, where it is not the user of this process.
     """
     with _alone(image):
-        number = _audit(instance, clock, "hold", value_w, lease_s, f"battery held at {value_w:g} W for {lease_s:g} s")
+        number = _audit(instance, clock, "hold", value_w, lease_s, f"battery held at {value_w:g} W for {lease_s:g} s", who)
         until_ns = clock.monotonic_ns() + int(lease_s * 1e9)
         image.write_setpoint(SLOT_OPERATOR, SP_HOLD, value_w, until_ns, number)
     return number
 
 
-def release(instance: Instance, image: Any, clock: Clock) -> int:
+def release(instance: Instance, image: Any, clock: Clock, who: str = "") -> int:
     """The battery follows the load again. Returns the id in the audit trail."""
     with _alone(image):
-        number = _audit(instance, clock, "release", None, None, "operator slot emptied")
+        number = _audit(instance, clock, "release", None, None, "operator slot emptied", who)
         image.write_setpoint(SLOT_OPERATOR, SP_NONE, 0.0, 0, number)
     return number
 
 
-def reset(instance: Instance, image: Any, clock: Clock) -> int:
+def reset(instance: Instance, image: Any, clock: Clock, who: str = "") -> int:
     """One edge of the fault reset: FAULT ends when its causes are gone. Returns the id in the audit trail."""
     with _alone(image):
-        number = _audit(instance, clock, "reset", None, None, "fault reset asked")
+        number = _audit(instance, clock, "reset", None, None, "fault reset asked", who)
         image.request_reset()
     return number
 
@@ -100,11 +100,13 @@ def _alone(image: Any) -> Iterator[None]:
         fcntl.flock(image.fd, fcntl.LOCK_UN)
 
 
-def _audit(instance: Instance, clock: Clock, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
+def _audit(
+    instance: Instance, clock: Clock, command: str, value_w: float | None, lease_s: float | None, text: str, who: str
+) -> int:  # fmt: skip
     try:
         store = Store(Path(instance.store), instance.run)
         try:
-            return store.add_audit(clock.wall_s(), _who(), command, value_w, lease_s, text)
+            return store.add_audit(clock.wall_s(), who or user(), command, value_w, lease_s, text)
         finally:
             store.close()
     except (OSError, sqlite3.Error) as e:
@@ -113,11 +115,11 @@ def _audit(instance: Instance, clock: Clock, command: str, value_w: float | None
         return 0
 
 
-def _who() -> str:
+def user() -> str:
     """The user, and from where where ssh tells."""
     try:
-        user = getpass.getuser()
+        name = getpass.getuser()
     except (KeyError, OSError):
-        user = f"uid {os.getuid()}"
+        name = f"uid {os.getuid()}"
     origin = os.environ.get("SSH_CONNECTION", "").split()
-    return f"{user} from {origin[0]}" if origin else user
+    return f"{name} from {origin[0]}" if origin else name
