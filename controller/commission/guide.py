@@ -122,6 +122,15 @@ def run(rig: Rig, results: Results, talk: Talk, only: str | None = None) -> bool
     passed, or when the one asked for passed. Raises Interrupted (nothing is lost: it goes on from there), KeyError for
     an unknown name, OSError where the disk takes no result.
     """
+    try:
+        with results.alone():
+            return _run(rig, results, talk, only)
+    except Busy as e:
+        tell(talk, f"Stopped: {e}")
+        return False
+
+
+def _run(rig: Rig, results: Results, talk: Talk, only: str | None) -> bool:
     if results.note:
         tell(talk, results.note)
     if only == SIGN_OFF:
@@ -156,7 +165,7 @@ def sign_off(rig: Rig, results: Results, talk: Talk) -> bool:
     if name:
         results.sign(name, remarks, rig.clock.wall_s())
     path = write_report(rig, results)
-    tell(talk, f"Report: {path}")
+    tell(talk, f"Report: {path.name} in {path.parent}")
     return bool(name) and not short
 
 

@@ -31,7 +31,7 @@ h3 { font-size: 14px; margin: 1.5em 0 .2em; break-after: avoid } p { margin: .3e
 table { border-collapse: collapse; width: 100%; margin: .5em 0 } th, td { text-align: left; vertical-align: top }
 th, td { padding: 2px 8px 2px 0 } th { border-bottom: 1px solid #111 } td { border-bottom: 1px solid #ddd; overflow-wrap: anywhere }
 td.n { text-align: right; white-space: nowrap } tr, figure { break-inside: avoid } .small { font-size: 11px; color: #444 }
-.cols { columns: 2; column-gap: 2em } code { font-size: 11px }
+.cols { columns: 2; column-gap: 2em; margin: .5em 0 } .cols table { margin: 0 } code { font-size: 11px }
 .pass { color: #14632b; font-weight: bold } .fail, .skipped, .open, .changed { color: #b00020; font-weight: bold }
 figure { margin: .8em 0 } figcaption { font-size: 12px; font-weight: bold } .key { font-weight: normal; float: right }
 .key span { margin-left: 1.2em } .key i { display: inline-block; width: 20px; margin-right: 4px; vertical-align: 4px }
@@ -48,14 +48,21 @@ STATE_WORDS = {PASS: "passed", "fail": "FAILED", SKIPPED: "SKIPPED", "open": "NO
 def _number(value: Any) -> str:
     if value is None:
         return "not measured"
-    if isinstance(value, float):
-        return f"{value:.5g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)):
+        return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.5g}"
     return escape(str(value))
 
 
 def _line(series: dict[str, Any], key: str, name: str, **how: bool) -> Line:
     one = series.get(key) or {"x": [], "y": []}
     return Line(name, one["x"], one["y"], **how)
+
+
+def _until(line: Line, x: float) -> Line:
+    keep = [k for k, at in enumerate(line.x) if at <= x]
+    return Line(line.name, [line.x[k] for k in keep], [line.y[k] for k in keep], line.dots, line.steps)
 
 
 def _charts(name: str, row: dict[str, Any]) -> str:
@@ -69,7 +76,9 @@ def _charts(name: str, row: dict[str, Any]) -> str:
         dead, tau = n.get("dead_s"), n.get("tau_s")
         xs = [x for line in lines for x in line.x]
         if dead is not None and tau is not None and xs:
-            t = np.linspace(min(xs), max(xs), 400)
+            until_ms = max(30.0, 1e3 * (float(dead) + 8 * float(tau)))  # the rest is a straight line
+            lines = [_until(line, until_ms) for line in lines]
+            t = np.linspace(min(xs), min(max(xs), until_ms), 400)
             lines.append(Line("fit", t.tolist(), response(t / 1e3, float(dead), float(tau)).tolist()))
             believed = (float(n["detection_s"]) + float(n["site_dead_time_s"]), max(float(n["site_tau_s"]), 1e-4))
             lines.append(Line("site before", t.tolist(), response(t / 1e3, *believed).tolist()))
@@ -77,7 +86,7 @@ def _charts(name: str, row: dict[str, Any]) -> str:
     if name == "ramp":
         return chart("Battery command", "s", "kW", [_line(s, "ramp_command", "battery command")])
     if name == "reversion":
-        x, marks = "s after the PCS's last answer", [(0.0, "cable pulled"), (float(n["reversion_s"]), "timer")]
+        x, marks = "s after the PCS's last answer", [(0.0, "cable pulled"), (float(n.get("reversion_s") or 0.0), "timer")]
         battery = [_line(s, "reversion_battery", "battery", steps=True)]
         return chart("Battery power by the BMS (DC)", x, "kW", battery, marks) + chart(
             "Grid import", x, "kW", [_line(s, "reversion_grid", "grid import")]

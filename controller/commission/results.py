@@ -11,13 +11,13 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from controller.commission.rig import Rig
-from controller.instance import state_directory
+from controller.commission.rig import Busy, Rig
+from controller.instance import LOCK_S, state_directory, take
 
 NAME = "commissioning.json"
 VERSION = 1
@@ -125,6 +125,18 @@ class Results:
         }  # fmt: skip
         self.signed = None  # a signature is for what was known when it was given
         self.write()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """One test of a site at a time. Raises Busy."""
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not take(fd, LOCK_S):
+                raise Busy("another test of this site is under way; end that one first")
+            yield
+        finally:
+            os.close(fd)
 
     def sign(self, name: str, remarks: str, wall_s: float) -> None:
         """The signature under what stands now. Raises OSError."""

@@ -26,7 +26,7 @@ from _core import image as core
 from controller import build, operate
 from controller.clock import Clock, utc_text
 from controller.commission.talk import Talk
-from controller.instance import Instance, InstanceError, read
+from controller.instance import Instance, InstanceError, open_image, read
 from controller.site import Site
 from controller.status import names
 from controller.store import Store
@@ -38,6 +38,7 @@ MOST = 0.2  # of rating, without asking
 SLICE_S = 0.5  # of a wait: the ring is drained and the slot looked at so often
 ROWS_MOST = 60_000  # 10 min of ticks: what one recording may hold
 SPARE_S = 30.0  # a hold outlives its step by so much if this process is killed, and then ends by itself
+STALE_S = 10.0  # a control that restarts is back sooner
 GLIDE = 0.02  # of rating: the largest fall of a hold at once
 GLIDE_S = 120.0
 
@@ -157,6 +158,9 @@ class Rig:
         return dict(slot)
 
     def _look(self) -> None:
+        latest = self.latest()["inp"]["t_ns"]
+        if self.clock.monotonic_ns() - latest > STALE_S * 1e9:
+            raise Refused(f"the engine has not ticked for {STALE_S:.0f} s: control is gone; look at `ballast status`")
         slot = self._standing()
         if slot is not None and not (self._held and self._mine in (None, slot["id"])):
             self._held = False  # it is theirs now: not ours to release
@@ -198,6 +202,9 @@ class Rig:
         """Battery at value_w for so long (and 30 s of grace). Raises Refused above what is allowed, Busy."""
         if not math.isfinite(value_w) or abs(value_w) > self.allowed_w * (1 + 1e-9):
             raise Refused(f"{value_w:g} W is more than the {self.allowed_w:g} W that this test may ask for")
+        self._hold(value_w, seconds)
+
+    def _hold(self, value_w: float, seconds: float) -> None:
         self._look()
         lease_s = min(operate.LEASE_MAX_S, max(1.0, seconds + SPARE_S))
         # ours even where we are interrupted between the write and its answer: the slot's id is looked at then
@@ -205,15 +212,17 @@ class Rig:
         self._mine = operate.hold(self.instance, self.image, value_w, lease_s, self.clock, self.author)
 
     def glide(self, value_w: float, seconds: float, note: str = "") -> None:
-        """To value_w without a jump: a hold falls toward zero at once, so it is led there at the ramp. Then `hold`."""
-        step = max(GLIDE * self.rating_w, self.ramp_w_per_s * SLICE_S)
-        for _ in range(math.ceil(GLIDE_S / SLICE_S)):
-            now_w = float(self.latest()["out"]["p_cmd_w"])
-            goal = value_w if value_w * now_w > 0 else 0.0
-            if abs(now_w) - abs(goal) <= step:
-                break
-            self.hold(math.copysign(min(abs(now_w) - step, self.allowed_w), now_w), seconds)
-            self.wait(max(SLICE_S, step / self.ramp_w_per_s), note)
+        """To value_w without a jump: a hold falls toward zero at once, so it is led there at the ramp, in two minutes at
+        the most. Then `hold`. On the way it may be above what is allowed: following has put it there.
+        """
+        now_w = float(self.latest()["out"]["p_cmd_w"])
+        goal = value_w if value_w * now_w > 0 else 0.0
+        fall_w = abs(now_w) - abs(goal)
+        total_s = min(GLIDE_S, fall_w / self.ramp_w_per_s)
+        n = math.ceil(max(1.0, min(fall_w / (GLIDE * self.rating_w), total_s / SLICE_S)))
+        for k in range(1, n):
+            self._hold(math.copysign(abs(now_w) - k * fall_w / n, now_w), seconds)
+            self.wait(total_s / n, note)
             note = ""
         self.hold(value_w, seconds)
 
@@ -269,8 +278,10 @@ class Rig:
             self.left.append(f"the virtual cabinet still has a fault, set it back: {undo} ({'; '.join(got['problems'])})")
 
     def refresh(self) -> None:
-        """Reads settings and processes again, after the desk changed something."""
+        """Reads settings and processes again, after the desk changed something. Raises InstanceError."""
         fresh = read(Path(self.instance.directory))
+        if fresh is not None and fresh.pid != self.instance.pid:
+            self.image = open_image(fresh, writable=True)
         self.instance = fresh or self.instance
         path = Path(self.instance.directory) / "site.json"
         with contextlib.suppress(OSError, ValueError, KeyError):

@@ -8,7 +8,9 @@ from controller.commission.talk import tell, yes
 
 LISTEN_S = 10.0
 WORST_SHARE = 1e-3  # of transactions that may go wrong: a good line has none, one in a thousand still costs no tick in a row
-ERRORS = ("timeouts", "crc_errors", "exceptions", "wrong_unit", "short_frames", "long_frames", "echoes", "late", "unsent", "overruns")
+WORST_VIRTUAL = 0.05  # the virtual cabinet is a process that a busy machine wakes late
+# (an answer that comes late was a timeout before: it counts once)
+ERRORS = ("timeouts", "crc_errors", "exceptions", "wrong_unit", "short_frames", "long_frames", "echoes", "unsent")
 
 
 def ports(rig: Rig) -> Result:
@@ -18,6 +20,7 @@ def ports(rig: Rig) -> Result:
     rig.wait(LISTEN_S, f"listening for {LISTEN_S:.0f} s")
     seconds = max((rig.clock.monotonic_ns() - began_ns) / 1e9, 1e-3)
     result, bad = Result(PASS, ""), []
+    worst = WORST_VIRTUAL if rig.instance.virtual else WORST_SHARE
     for i, bus in enumerate(rig.site.buses):
         after = dict(rig.image.bus_stats(i))
         n = after["transactions"] - before[i]["transactions"]
@@ -31,10 +34,12 @@ def ports(rig: Rig) -> Result:
             bad.append(f"bus {bus.name} is not open: {bus.port} is missing or in use")
         elif n == 0:
             bad.append(f"bus {bus.name} carries nothing: control does not run, or its devices are lost")
-        elif share > WORST_SHARE:
+        elif share > worst:
             look = "look at termination, shield, A and B, baud, parity"
             bad.append(f"bus {bus.name}: {100 * share:.2f} % of transactions fail ({words}): {look}")
-    result.verdict, result.reason = (FAIL, "; ".join(bad)) if bad else (PASS, f"at most {100 * WORST_SHARE:g} % of transactions fail")
+    result.verdict, result.reason = (FAIL, "; ".join(bad)) if bad else (PASS, f"at most {100 * worst:g} % of transactions fail")
+    if rig.instance.virtual and not bad:
+        result.facts.append(f"on real lines at most {100 * WORST_SHARE:g} % may fail; virtual ones lose more where the machine is busy")
     return result
 
 

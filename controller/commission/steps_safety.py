@@ -18,11 +18,17 @@ from controller.commission.talk import tell, yes
 
 REVERT_W = 0.1  # of rating: the power that must vanish
 TRIP_TICKS = 2
-PERSON_S = 60.0  # for a hand at the cabinet, after the question
+PERSON_S = 120.0  # for a hand at the cabinet, after the question
+LEAD_S = 60.0  # a power that takes longer to reach is made smaller
 OWN_RAMP_S = 1.0  # the PCS's own ramp from full power; data sheets say less
 SPARE_S = 0.5
 REST_W = 0.02  # of rating: what counts as 0 W in a readback
 CLOSED_S = 60.0  # contactors and PCS may take so long to come back
+
+
+def _revert_w(rig: Rig) -> float:
+    """The power that must vanish: a tenth of rating, or what the ramp reaches in a minute."""
+    return min(REVERT_W * rig.rating_w, LEAD_S * rig.ramp_w_per_s)
 
 
 def _lead(rig: Rig, value_w: float, seconds: float) -> None:
@@ -75,18 +81,20 @@ def reversion(rig: Rig) -> Result:
     if not timer.reads:
         result.facts.append("this PCS gives no readback of its timer: only the real thing below shows it")
     pulled = _act(rig, "pull the bus cable of the PCS (its data cable, not power)", {"pcs.dead": 1.0}, {"pcs.dead": 0.0},
-                  before=lambda: _lead(rig, REVERT_W * rig.rating_w, 600.0))  # fmt: skip
+                  before=lambda: _lead(rig, _revert_w(rig), 600.0))  # fmt: skip
     if not pulled:
         return _end(result, SKIPPED, "the real thing was not tried: nobody pulled the cable")
     if not rig.until(lambda: "pcs_lost" in rig.alarms(), PERSON_S, "waiting for the PCS to be lost"):
         return _end(result, FAIL, f"the PCS was still answering {PERSON_S:.0f} s later: was that its cable?")
+    lost_ns = rig.latest()["inp"]["pcs"]["g"]["rx_ns"]
     rig.wait(rvrt_s + OWN_RAMP_S + 3.0, f"its timer runs {rvrt_s:g} s")
     rig.release()
     if rig.virtual:
         rig.put_back()
     else:
-        rig.talk.ask("Plug the cable in again, then press Enter.")
-    if not rig.until(lambda: bool(rig.rows()["inp"]["pcs"]["g"]["rx_ns"][-1] > measure.last_answer_ns(rig.rows())), PERSON_S):
+        # no Enter here: the first answer after that must stand in the record, which a person who reads is not waited for
+        rig.talk.say("  Now: plug the cable in again. I see when it is.")
+    if not rig.until(lambda: rig.latest()["inp"]["pcs"]["g"]["rx_ns"] > lost_ns, PERSON_S, "waiting for the PCS to answer"):
         return _end(result, FAIL, "the PCS did not answer again")
     rig.wait(0.5)
     rows = rig.rows()
@@ -96,7 +104,7 @@ def reversion(rig: Rig) -> Result:
 
 
 def _judge_reversion(rig: Rig, result: Result, rows: NDArray[np.void]) -> None:
-    hold_w, rvrt_s = REVERT_W * rig.rating_w, rig.num("pcs.reversion_s")
+    hold_w, rvrt_s = _revert_w(rig), rig.num("pcs.reversion_s")
     got = measure.reversion(rows, hold_w)
     if got is None:
         _end(result, FAIL, "the record does not show the PCS falling silent")

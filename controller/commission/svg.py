@@ -63,9 +63,9 @@ def chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], marks: 
     for x in ticks(x0, x1, 8):
         out.append(f'<path class="g" d="M{px(x):.1f} {TOP:g}V{H - BOTTOM:g}"/>')
         out.append(f'<text class="x" x="{px(x):.1f}" y="{H - BOTTOM + 13:g}">{x:g}</text>')
-    for x, text in marks:
+    for k, (x, text) in enumerate(marks):
         out.append(f'<path class="m" d="M{px(x):.1f} {TOP:g}V{H - BOTTOM:g}"/>')
-        out.append(f'<text class="t" x="{px(x) + 4:.1f}" y="{TOP + 10:g}">{escape(text)}</text>')
+        out.append(f'<text class="t" x="{px(x) + 4:.1f}" y="{TOP + 10 + 12 * k:g}">{escape(text)}</text>')
     for k, line in enumerate(lines):
         out.append(_drawn(line, px, py, INKS[k % len(INKS)], DASHES[k % len(DASHES)]))
     out.append(f'<text class="x" x="{(LEFT + W - RIGHT) / 2:g}" y="{H - 8:g}">{escape(x_label)}</text>')
