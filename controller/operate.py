@@ -106,7 +106,7 @@ def _audit(
     try:
         store = Store(Path(instance.store), instance.run)
         try:
-            return store.add_audit(clock.wall_s(), who or user(), command, value_w, lease_s, text)
+            return store.add_audit(clock.wall_s(), who or author(), command, value_w, lease_s, text)
         finally:
             store.close()
     except (OSError, sqlite3.Error) as e:
@@ -115,11 +115,11 @@ def _audit(
         return 0
 
 
-def user() -> str:
+def author() -> str:
     """The user, and from where where ssh tells."""
     try:
-        name = getpass.getuser()
+        user = getpass.getuser()
     except (KeyError, OSError):
-        name = f"uid {os.getuid()}"
+        user = f"uid {os.getuid()}"
     origin = os.environ.get("SSH_CONNECTION", "").split()
-    return f"{name} from {origin[0]}" if origin else name
+    return f"{user} from {origin[0]}" if origin else user

@@ -51,11 +51,18 @@ class Refused(Exception):
     """The site is in no state for this step, or a power was asked for that nobody allowed; the message says why."""
 
 
+def _reason(answer: Mapping[str, Any]) -> str:
+    """Why the desk said no: its `error`, or its problems (words, or tables of key and why)."""
+    rows = answer.get("problems") or []
+    words = [f"{p.get('key', '')}: {p.get('why', '')}".strip(": ") if isinstance(p, Mapping) else str(p) for p in rows]
+    return str(answer.get("error") or "; ".join(words) or "refused without a reason").replace("\n", "; ")
+
+
 class Rig:
     """A running instance, its settings, and a person's line.
 
     maps      the devices as control found them, in the site's order; empty where that cannot be read
-    ask_desk  answers {"do": "try" | "confirm" | "plant", ...}; None: nothing can be written
+    ask_desk  answers {"do": "try" | "confirm" | "back" | "plant", ...}; None: nothing can be written
     author    whose name stands in the audit trail
     """
 
@@ -63,7 +70,7 @@ class Rig:
                  author: str = "", ask_desk: Desk | None = None) -> None:  # fmt: skip
         self.instance, self.image, self.site, self.maps = instance, image, site, list(maps)
         self.clock, self.talk, self.ask_desk = clock, talk, ask_desk
-        self.author = author or operate.user()
+        self.author = author or operate.author()
         self.rating_w = site.num("pcs.s_rated_va")
         self.allowed_w = MOST * self.rating_w
         self._dtype = core.record_dtype()
@@ -73,6 +80,7 @@ class Rig:
         self._held = False
         self._mine: int | None = None  # id of our hold; None while held: it is being written
         self._undo: dict[str, float] = {}
+        self._trial: int | None = None
         self.left: list[str] = []  # what could not be set back, in words
 
     # ---- looking
@@ -245,14 +253,30 @@ class Rig:
     # ---- the desk
 
     def desk(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The parent's answer; where there is none, {"ok": False} and why."""
+        """The parent's answer; where it refuses, or there is none, {"ok": False} and `why` in words."""
         if self.ask_desk is None:
-            return {"ok": False, "problems": ["nobody answers for the settings here"]}
+            return {"ok": False, "why": "nobody answers for the settings here"}
         try:
             got = dict(self.ask_desk(request | {"who": self.author}))
-        except OSError as e:
-            return {"ok": False, "problems": [f"the parent does not answer: {e.strerror or e}"]}
-        return got if got.get("ok") else got | {"ok": False, "problems": list(got.get("problems") or ["refused without a reason"])}
+        except (OSError, InstanceError) as e:
+            return {"ok": False, "why": f"the parent does not answer: {e}"}
+        return got if got.get("ok") else got | {"ok": False, "why": _reason(got)}
+
+    def try_settings(self, changes: Mapping[str, float], seconds: float) -> dict[str, Any]:
+        """Puts settings in force for so long; they fall back by themselves, and when the step ends without `confirm`."""
+        got = self.desk({"do": "try", "changes": dict(changes), "seconds": seconds})
+        if got["ok"]:
+            self._trial = int(got["id"])
+            self.refresh()
+        return got
+
+    def confirm(self) -> dict[str, Any]:
+        """Keeps what was tried."""
+        got = self.desk({"do": "confirm", "id": self._trial})
+        if got["ok"]:
+            self._trial = None
+            self.refresh()
+        return got
 
     @property
     def virtual(self) -> bool:
@@ -266,16 +290,17 @@ class Rig:
         self._undo |= back
         got = self.desk({"do": "plant", "set": dict(changes)})
         if not got["ok"]:
-            raise Refused(f"the virtual cabinet does not take {dict(changes)}: {'; '.join(got['problems'])}")
+            raise Refused(f"the virtual cabinet does not take {dict(changes)}: {got['why']}")
 
     def put_back(self) -> None:
-        """Sets the virtual cabinet back."""
+        """Sets the virtual cabinet back, and the settings that were tried and not confirmed."""
         undo, self._undo = self._undo, {}
-        if not undo:
-            return
-        got = self.desk({"do": "plant", "set": undo})
-        if not got["ok"]:
-            self.left.append(f"the virtual cabinet still has a fault, set it back: {undo} ({'; '.join(got['problems'])})")
+        trial, self._trial = self._trial, None
+        if undo and not (got := self.desk({"do": "plant", "set": undo}))["ok"]:
+            self.left.append(f"the virtual cabinet still has a fault, set it back: {undo} ({got['why']})")
+        if trial is not None:
+            self.desk({"do": "back", "id": trial})  # where it is refused the time is over, and they have fallen back
+            self.refresh()
 
     def refresh(self) -> None:
         """Reads settings and processes again, after the desk changed something. Raises InstanceError."""

@@ -15,6 +15,7 @@ from controller.commission import guide, steps_power
 from controller.commission.results import FAIL, PASS, SKIPPED, Result, Results
 from controller.commission.rig import Busy, Refused
 from controller.commission.talk import Interrupted
+from controller.instance import InstanceError
 from controller.site import Site
 from tests.controller.commission.virtual import World
 
@@ -295,23 +296,35 @@ def test_a_slow_pcs_is_measured_and_without_a_desk_the_lines_to_type_are_said(tm
 
 
 class Writer(World):
-    """A desk that also writes settings, as the parent does: the site's file, and the kernel's Site in the image."""
+    """A desk that also writes settings, as the parent does: the site's file, and the kernel's Site in the image.
 
-    def __init__(self, *args: Any, confirms: bool = True, **how: Any) -> None:
+    `worse`: added to the lag that it is asked to try.
+    """
+
+    def __init__(self, *args: Any, confirms: bool = True, worse: float = 0.0, **how: Any) -> None:
         super().__init__(*args, **how)
-        self.confirms = confirms
+        self.confirms, self.worse = confirms, worse
+
+    def put(self, site: Site) -> None:
+        (self.tmp / "site.json").write_text(json.dumps(site.to_dict()))
+        self.sim.image.set_site(build.kernel_site(site, self.sim.maps))
 
     def desk(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "try":
             self.asked.append(request)
             new = Site.from_dict(self.site.to_dict())
             new.values.update(request["changes"])
-            (self.tmp / "site.json").write_text(json.dumps(new.to_dict()))
-            self.sim.image.set_site(build.kernel_site(new, self.sim.maps))
+            self.put(new)
+            self.sim.plant.set("pcs.tau_s", self.sim.plant.get("pcs.tau_s") + self.worse)
             return {"ok": True, "id": 7, "problems": []}
+        if request["do"] == "back":
+            self.asked.append(request)
+            self.put(self.site)
+            return {"ok": True, "id": 7}
         if request["do"] == "confirm":
             self.asked.append(request)
-            return {"ok": self.confirms, "problems": [] if self.confirms else ["the time to confirm is over"]}
+            why = [{"key": "id", "why": "the time to confirm is over"}]
+            return {"ok": True, "note": "no file of yours"} if self.confirms else {"ok": False, "problems": why}
         return super().desk(request)
 
 
@@ -321,14 +334,48 @@ def test_measured_values_are_tried_measured_again_and_confirmed(tmp_path: Path, 
     done = results(tmp_path)
     got = guide.run_step(world.rig, done, step("delay"), world.talk)
     assert got is not None
-    tried, confirmed = [r for r in world.asked if r["do"] != "plant"]
+    tried, confirmed, *back = [r for r in world.asked if r["do"] != "plant"]
     assert tried["who"] == "tester" and tried["changes"]["pcs.tau_s"] == pytest.approx(0.03, rel=0.03)
     assert confirmed["id"] == 7
     assert abs(float(got.numbers["align_after_s"] or 0.0)) < steps_power.ALIGN_MOST_S
     assert got.verdict == (PASS if confirms else FAIL)
     if confirms:
         assert got.writes[0].startswith("pcs.dead_time_s = ") and done.state(world.rig, "delay", step("delay").depends) == PASS
-        assert world.rig.num("pcs.tau_s") == tried["changes"]["pcs.tau_s"]
+        assert world.rig.num("pcs.tau_s") == tried["changes"]["pcs.tau_s"] and not back
+        assert got.writes[-1] == "no file of yours"
     else:
-        assert "confirm" in got.reason and got.writes[0].startswith("not written")
+        assert "the time to confirm is over" in got.reason and got.writes[0].startswith("not written")
+        assert back == [{"do": "back", "id": 7, "who": "tester"}] and world.rig.num("pcs.tau_s") == 0.002
     assert world.quiet()
+
+
+def test_values_that_a_second_look_does_not_bear_out_are_given_back(tmp_path: Path) -> None:
+    world = Writer(tmp_path, 300e3, ("plant.pcs.tau_s=0.03", "plant.pcs.dead_time_s=0.008"), worse=0.02)
+    got = guide.run_step(world.rig, results(tmp_path), step("delay"), world.talk)
+    assert got is not None and got.verdict == FAIL and "not kept" in got.reason
+    assert [r["do"] for r in world.asked] == ["try", "back"] and world.rig.num("pcs.tau_s") == 0.002
+
+
+def test_an_interruption_while_values_are_tried_gives_them_back(tmp_path: Path) -> None:
+    world = Writer(tmp_path, 300e3, ("plant.pcs.tau_s=0.03", "plant.pcs.dead_time_s=0.008"))
+
+    def cut() -> None:
+        if any(r["do"] == "try" for r in world.asked) and world.talk.calls % 50 == 0:
+            raise Interrupted("log-out")
+
+    world.talk.hook = cut
+    with pytest.raises(Interrupted):
+        guide.run_step(world.rig, results(tmp_path), step("delay"), world.talk)
+    assert [r["do"] for r in world.asked] == ["try", "back"] and world.quiet() and world.rig.num("pcs.tau_s") == 0.002
+
+
+def test_a_parent_that_is_gone_is_a_desk_that_says_no(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    def gone(_: dict[str, Any]) -> dict[str, Any]:
+        raise InstanceError("its parent is gone")
+
+    world.rig.ask_desk = gone
+    got = guide.run_step(world.rig, results(tmp_path), step("trip"), world.talk)
+    assert got is not None and got.verdict == FAIL and "its parent is gone" in got.reason
+    assert world.slot["kind"] == core.SP_NONE
