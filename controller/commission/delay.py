@@ -116,18 +116,20 @@ def _cost(s: Samples, sigma2: Floats, dead_s: Floats, tau_s: Floats) -> Floats:
 
 
 def _search(s: Samples, sigma2: Floats) -> tuple[float, float]:
-    """The best pair: a coarse grid over all that a site file may say, then four times finer around the best."""
+    """The best pair: a coarse grid over all that a site file may say, then finer and finer around the best. The cut of
+    lone samples begins wide: on a coarse grid every sample is far off, and nothing would point the way.
+    """
     latest = max(1e-3, min(D_MAX_S, float(s.t_s.max())))
     dead = np.concatenate(([0.0], np.geomspace(2e-4, latest, 70)))
     tau = np.geomspace(TAU_MIN_S, TAU_MAX_S, 60)
-    for _ in range(5):
-        cost = _cost(s, sigma2, dead, tau)
+    for widen in (900.0, 225.0, 50.0, 10.0, 3.0, 1.0, 1.0):
+        cost = _cost(s, widen * sigma2, dead, tau)
         i, k = divmod(int(np.argmin(cost)), len(tau))
         best = float(dead[i]), float(tau[k])
         wide_d = max(dead[min(i + 1, len(dead) - 1)] - best[0], best[0] - dead[max(i - 1, 0)], 1e-5)
         wide_t = max(tau[min(k + 1, len(tau) - 1)] - best[1], best[1] - tau[max(k - 1, 0)], 1e-5)
-        dead = np.linspace(max(0.0, best[0] - 1.5 * wide_d), min(D_MAX_S, best[0] + 1.5 * wide_d), 25)
-        tau = np.linspace(max(TAU_MIN_S, best[1] - 1.5 * wide_t), min(TAU_MAX_S, best[1] + 1.5 * wide_t), 25)
+        dead = np.linspace(max(0.0, best[0] - 2.0 * wide_d), min(D_MAX_S, best[0] + 2.0 * wide_d), 25)
+        tau = np.linspace(max(TAU_MIN_S, best[1] - 2.0 * wide_t), min(TAU_MAX_S, best[1] + 2.0 * wide_t), 25)
     return best
 
 

@@ -226,7 +226,7 @@ class Following:
     wake_max_us: float
 
 
-def following(rows: NDArray[np.void]) -> Following | None:
+def following(rows: NDArray[np.void], missed: int) -> Following | None:
     """What following made of the load; a glance, not the figure of metrics.py. None below 5 s."""
     if len(rows) < 500:
         return None
@@ -240,6 +240,6 @@ def following(rows: NDArray[np.void]) -> Following | None:
     return Following(
         float((rows["inp"]["t_ns"][-1] - rows["inp"]["t_ns"][0]) / NS), float(np.ptp(low_high[0])), float(np.ptp(low_high[1])),
         1.0 - moved[1] / moved[0] if moved[0] > 0 else float("nan"), {k: v for k, v in bits.items() if v > 0},
-        float((rows["out"]["mode"] == core.MODE_GRID).mean()), int(rows["tick"][-1] - rows["tick"][0] - (len(rows) - 1)),
+        float((rows["out"]["mode"] == core.MODE_GRID).mean()), missed,
         *(float(np.percentile(wake, q)) for q in (50, 99, 100)),
     )  # fmt: skip

@@ -295,6 +295,12 @@ def test_a_slow_pcs_is_measured_and_without_a_desk_the_lines_to_type_are_said(tm
     assert got.writes and got.writes[0].startswith("not written")
 
 
+def test_a_very_slow_pcs_is_looked_at_again_with_longer_stands(tmp_path: Path) -> None:
+    world, got = failed(tmp_path, "delay", "plant.pcs.tau_s=0.25", "plant.pcs.dead_time_s=0.05", desk=False)
+    assert any("slower than the site believes" in line for line in world.talk.said)
+    assert got.numbers["dead_s"] == pytest.approx(0.05175, abs=2e-3) and got.numbers["tau_s"] == pytest.approx(0.25, rel=0.03)
+
+
 class Writer(World):
     """A desk that also writes settings, as the parent does: the site's file, and the kernel's Site in the image.
 
