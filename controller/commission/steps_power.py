@@ -31,6 +31,7 @@ TAKEN_S = 3.0
 WITHIN = 0.05  # of the ramp limit
 RAMP_S = 30.0  # a ramp step is made small enough to be climbed in so long
 FOLLOW_S = 60.0
+MISSED_VIRTUAL = 0.01  # of ticks: a machine that also runs the virtual cabinet may be busy; a site misses none
 
 CAUSES = {
     "ok": "grid import falls by as much as the battery gives",
@@ -112,10 +113,16 @@ def step_train(rig: Rig, note: str, settled_ns: int = 0) -> tuple[NDArray[np.voi
         rig.hold(base, LONGEST_S)
         rig.wait(stand_s)
         passed_s, k = passed_s + climb_s + stand_s, k + 1
+        if rig.mode in (core.MODE_FAULT, core.MODE_TRIP) and "meter_sign" not in rig.alarms():
+            alarms = ", ".join(rig.alarms()) or "none"
+            what = f"the site went to {core.MODE_NAMES[rig.mode]} in mid-measurement (alarms: {alarms})"
+            raise Refused(f"{what}; repeat it once that is over")
+        if rig.mode == core.MODE_FAULT:
+            break
         if k < WANTED:
             continue
         found = edges.find(rig.rows(), size, believed)
-        if len(found) >= WANTED - 2 or rig.mode != core.MODE_GRID:
+        if len(found) >= WANTED - 2:
             break
     rows = rig.rows()
     return rows, edges.find(rows, size, believed), size
@@ -129,8 +136,11 @@ def _edge_series(rows: NDArray[np.void], found: list[edges.Edge]) -> dict[str, d
         x: list[float] = []
         y: list[float] = []
         for e in found[:6]:
+            before = signal.between(e.t_ns + edges.BEFORE_NS[0], e.t_ns + edges.BEFORE_NS[1])
+            if not len(before):
+                continue
             a, b = np.searchsorted(signal.t_ns, (e.t_ns - 60_000_000, e.t_ns + 150_000_000))
-            base = float(np.median(signal.between(e.t_ns + edges.BEFORE_NS[0], e.t_ns + edges.BEFORE_NS[1])))
+            base = float(np.median(before))
             x += [float(t - e.t_ns) / 1e6 for t in signal.t_ns[a:b]]
             y += [float(w - base) / abs(e.step_w) * math.copysign(1.0, e.step_w) for w in signal.w[a:b]]
         out[f"edges_{name}"] = thin(x, y)
@@ -377,7 +387,7 @@ def following(rig: Rig) -> Result:
         tell(rig.talk, fact, "  ")
     if got.grid_share < 1.0:
         result.verdict, result.reason = FAIL, f"GRID stood for {100 * got.grid_share:.0f} % of the time only"
-    elif got.missed:
+    elif got.missed > (MISSED_VIRTUAL * len(rows) if rig.instance.virtual else 0):
         result.verdict, result.reason = FAIL, f"{got.missed} ticks were missed: give it real-time priority, or a machine of its own"
     elif yes(rig.talk, "Do you accept this?"):
         result.reason = "accepted"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,33 @@ def test_a_very_slow_pcs_is_looked_at_again_with_longer_stands(tmp_path: Path) -
     world, got = failed(tmp_path, "delay", "plant.pcs.tau_s=0.25", "plant.pcs.dead_time_s=0.05", desk=False)
     assert any("slower than the site believes" in line for line in world.talk.said)
     assert got.numbers["dead_s"] == pytest.approx(0.05175, abs=2e-3) and got.numbers["tau_s"] == pytest.approx(0.25, rel=0.03)
+
+
+def test_a_fault_in_mid_measurement_is_the_reason_that_is_given(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    def fault() -> None:
+        if world.talk.calls == 60:
+            world.sim.plant.set("pcs.fault", 1)
+
+    world.talk.hook = fault
+    got = guide.run_step(world.rig, results(tmp_path), step("delay"), world.talk)
+    assert got is not None and got.verdict == FAIL and "mid-measurement" in got.reason and "pcs_fault" in got.reason
+    assert world.slot["kind"] == core.SP_NONE
+
+
+def test_a_meter_that_is_silent_while_the_command_falls_is_no_sample(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    def mute() -> None:
+        world.sim.plant.set("a.drop_p", 0.6 if world.talk.calls % 3 == 0 else 0.0)
+
+    world.talk.hook = mute
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a median of nothing would be a line of numpy's on the person's screen
+        got = guide.run_step(world.rig, results(tmp_path), step("polarity"), world.talk)
+    assert got is not None and (got.verdict == FAIL or got.numbers["grid_per_battery"] == pytest.approx(-1.0, abs=0.15))
+    world.sim.plant.set("a.drop_p", 0.0)
 
 
 class Writer(World):
