@@ -63,9 +63,9 @@ class Simulation:
     def _control(self, writer: Callable[[], RecordWriter] | None) -> None:
         """Scan, plan, image, engine, supervisor: what a control process and its supervisor make when they start."""
         site = self.site
-        self.plan, self.ports, maps = build.scans(site, self._asker)
+        self.plan, self.ports, self.maps = build.scans(site, self._asker)
         self.image = im.ProcessImage.create()
-        self.image.set_site(build.kernel_site(site, maps))
+        self.image.set_site(build.kernel_site(site, self.maps))
         self.engine = Engine(self.image, self.ports, devices=range(len(site.devices)), priority=0, **build.engine_timing(self.plan))
         self.clock = ManualClock(self.cosim.now_ns)
         hashed = {"layout": im.LAYOUT, "settings": site.settings_hash(), "record_size": im.RECORD_SIZE}

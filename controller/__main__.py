@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from controller import change, evidence
+from controller.commission import cli as commission
 from controller.problems import SiteError
 from controller.process import EXIT_BUSY, EXIT_INPUT, EXIT_NOT_RUNNING, EXIT_OK
 
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--site", metavar="NAME", help="which site, where several run here")
     change.add_parsers(commands)
     evidence.add_parsers(commands)
+    commission.add_parser(commands)
     commands.add_parser("version", help="version and build")
     return parser
 
@@ -68,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return {
             "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold,
-            "release": _release, "reset": _reset, "version": _version, **dict.fromkeys(evidence.COMMANDS, evidence.main),
-            **dict.fromkeys(change.COMMANDS, change.main),
+            "release": _release, "reset": _reset, "version": _version, "test": commission.main,
+            **dict.fromkeys(evidence.COMMANDS, evidence.main), **dict.fromkeys(change.COMMANDS, change.main),
         }[args.command](args)  # fmt: skip
     except SiteError as e:
         print(e, file=sys.stderr)

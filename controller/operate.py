@@ -60,29 +60,29 @@ def parse_lease(seconds: float | None) -> float:
     return seconds
 
 
-def hold(instance: Instance, image: Any, value_w: float, lease_s: float, clock: Clock) -> int:
+def hold(instance: Instance, image: Any, value_w: float, lease_s: float, clock: Clock, who: str = "") -> int:
     """Battery at value_w until the lease ends, `release`, or a new hold; limits stay in force. Returns the id in the
-    audit trail.
+    audit trail. `who`: the author, where it is not the user of this process.
     """
     with _alone(image):
-        number = _audit(instance, clock, "hold", value_w, lease_s, f"battery held at {value_w:g} W for {lease_s:g} s")
+        number = _audit(instance, clock, "hold", value_w, lease_s, f"battery held at {value_w:g} W for {lease_s:g} s", who)
         until_ns = clock.monotonic_ns() + int(lease_s * 1e9)
         image.write_setpoint(SLOT_OPERATOR, SP_HOLD, value_w, until_ns, number)
     return number
 
 
-def release(instance: Instance, image: Any, clock: Clock) -> int:
+def release(instance: Instance, image: Any, clock: Clock, who: str = "") -> int:
     """The battery follows the load again. Returns the id in the audit trail."""
     with _alone(image):
-        number = _audit(instance, clock, "release", None, None, "operator slot emptied")
+        number = _audit(instance, clock, "release", None, None, "operator slot emptied", who)
         image.write_setpoint(SLOT_OPERATOR, SP_NONE, 0.0, 0, number)
     return number
 
 
-def reset(instance: Instance, image: Any, clock: Clock) -> int:
+def reset(instance: Instance, image: Any, clock: Clock, who: str = "") -> int:
     """One edge of the fault reset: FAULT ends when its causes are gone. Returns the id in the audit trail."""
     with _alone(image):
-        number = _audit(instance, clock, "reset", None, None, "fault reset asked")
+        number = _audit(instance, clock, "reset", None, None, "fault reset asked", who)
         image.request_reset()
     return number
 
@@ -100,8 +100,10 @@ def _alone(image: Any) -> Iterator[None]:
         fcntl.flock(image.fd, fcntl.LOCK_UN)
 
 
-def _audit(instance: Instance, clock: Clock, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
-    return audit(instance, clock, author(), command, value_w, lease_s, text)
+def _audit(
+    instance: Instance, clock: Clock, command: str, value_w: float | None, lease_s: float | None, text: str, who: str
+) -> int:  # fmt: skip
+    return audit(instance, clock, who or author(), command, value_w, lease_s, text)
 
 
 def audit(instance: Instance, clock: Clock, who: str, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:

@@ -1,0 +1,75 @@
+"""`ballast test [STEP] [--list] [--report]`: the guide in a local terminal."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from controller.process import EXIT_FAILED, EXIT_INPUT, EXIT_OK
+
+INTERRUPTED = 130
+
+
+def add_parser(commands: Any) -> None:
+    """Its arguments."""
+    test = commands.add_parser("test", help="guided commissioning: one question at a time, ends in a signed report")
+    test.add_argument("step", nargs="?", metavar="STEP", help="that step alone, again (see --list)")
+    test.add_argument("--list", action="store_true", help="the steps and how they stand")
+    test.add_argument("--report", action="store_true", help="write the report as it stands")
+    test.add_argument("--site", metavar="NAME", help="which site, where several run here")
+
+
+def _desk(running: Any) -> Any:
+    """The parent's desk, where this build has one; else None: then a person does what it would do."""
+    if not Path(__file__).parents[1].joinpath("desk.py").is_file():
+        return None
+    ask = importlib.import_module("controller.desk").ask
+    return lambda request: ask(running, request)
+
+
+def main(args: argparse.Namespace, ask_desk: Any = None) -> int:
+    """Runs it against the running instance. Exit code 0: passed, 1: not, 2: no such step, 130: interrupted."""
+    from controller.build import site_from
+    from controller.clock import RealClock
+    from controller.commission import guide
+    from controller.commission.results import Results
+    from controller.commission.rig import Rig
+    from controller.commission.talk import Interrupted, Terminal
+    from controller.control import remembered
+    from controller.instance import find, open_image
+
+    if args.step is not None and args.step not in (*guide.NAMES, guide.SIGN_OFF):
+        print(f"ballast: no step {args.step!r}; there are {', '.join((*guide.NAMES, guide.SIGN_OFF))}", file=sys.stderr)
+        return EXIT_INPUT
+    running = find(args.site)
+    directory = Path(running.directory)
+    site = site_from(directory / "site.json")
+    talk = Terminal()
+    image = open_image(running, writable=not (args.list or args.report))
+    rig = Rig(running, image, site, remembered(directory, site) or [], RealClock(), talk, ask_desk=ask_desk or _desk(running))
+
+    def gone(*_: object) -> None:
+        raise Interrupted("the terminal is gone")
+
+    try:
+        results = Results.of(site.name)
+        if args.list:
+            guide.overview(rig, results, talk)
+            return EXIT_OK
+        if args.report:
+            print(guide.write_report(rig, results))
+            return EXIT_OK
+        # A closed ssh must end as Ctrl-C does: with the slot released.
+        for signum in (signal.SIGHUP, signal.SIGTERM):
+            signal.signal(signum, gone)
+        return EXIT_OK if guide.run(rig, results, talk, args.step) else EXIT_FAILED
+    except (Interrupted, KeyboardInterrupt):
+        print("\nballast: stopped; the battery is released, `ballast test` goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as e:
+        print(f"ballast: {e.filename or 'results'}: {e.strerror or e}", file=sys.stderr)
+        return EXIT_FAILED
