@@ -81,6 +81,7 @@ cpdef enum:                      # Outputs.limits_active: why power is what it i
     LIM_SITE_P = 1 << 20
     LIM_NOT_HELD = 1 << 21
     LIM_OPERATOR = 1 << 22
+    LIM_PCS_DEAF = 1 << 23
 
 cpdef enum:                      # Limits.flags
     LIMITS_OPERATOR = 1         # an operator's live limit is tighter than those of site and supervisor
@@ -203,6 +204,8 @@ ctypedef struct Inputs:
     uint32_t latched            # ALM_* of a FAULT that waited for a person when control was started again; 0 from the second step on
     int32_t park                # 1: a person wants the battery at 0 W and the PCS in standby until further notice
     int32_t site_rev            # revision of the Site that this step runs with
+    int32_t pcs_deaf            # 1: the last command did not get through to the PCS, or nobody knows (not sent, refused, not acknowledged)
+    int32_t pad
     Meter meter
     Pcs pcs
     PcsControl pcs_ctl
@@ -322,6 +325,7 @@ ctypedef struct State:
     double volt_var
     double billing_wh
     double billing_phase_s
+    double billing_limit_w      # the limit that the window is counted against
     double last_grid_w
     double last_meter[6]
     double sign_m_w             # sums of the block in progress: meter and battery, the sign check's

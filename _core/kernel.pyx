@@ -689,6 +689,9 @@ cdef inline void bill(const Inputs* i, const Limits* lim, const Site* s, State* 
     if not s.billing_window_s > 0.0 or not i.billing_phase_s >= 0.0:
         return
     elapsed = clamp(i.billing_phase_s, 0.0, s.billing_window_s)
+    if s.import_limit_w < st.billing_limit_w:   # lowered while we run: what was allowed until now is not owed
+        st.billing_wh = smaller(st.billing_wh, s.import_limit_w * elapsed / 3600.0)
+    st.billing_limit_w = s.import_limit_w
     if elapsed < st.billing_phase_s or st.billing_phase_s < 0.0:
         # a new window; at the very start of control its past is unknown and counts as used in full
         st.billing_wh = s.import_limit_w * elapsed / 3600.0
@@ -713,7 +716,7 @@ cdef inline double import_allowed(const Inputs* i, const Limits* lim, const Site
 cdef inline void slow_mean(const Inputs* i, const Limits* lim, const Site* s, State* st, const Work* w) noexcept nogil:
     """Mean of the load over a horizon that grows to mean_max_s while the battery's energy allows, and shrinks as SoC leaves its target."""
     cdef double off = 0.0, longest
-    if s.has_bms and w.bms_ok:
+    if s.has_bms and w.bms_now:                 # one answer with a sentinel in it is no SoC
         off = abs_w(i.bms.soc - lim.soc_target)
     longest = s.mean_min_s + (s.mean_max_s - s.mean_min_s) * clamp((0.3 - off) / 0.2, 0.0, 1.0)
     st.horizon_s = slew(st.horizon_s, longest, 1.0, 10.0, w.dt_s)
@@ -726,7 +729,7 @@ cdef inline void reference(const Inputs* i, const Limits* lim, const Site* s, St
     slow_mean(i, lim, s, st, w)
     allowed = import_allowed(i, lim, s, st)
     target = st.mean_w - others + base_w
-    if s.has_bms and w.bms_ok:
+    if s.has_bms and w.bms_now:                 # one answer with a sentinel in it is no SoC
         # no faster than a quarter of rating: a full battery is no reason to stop importing
         target -= clamp((i.bms.soc - lim.soc_target) * s.energy_wh * 3600.0 / s.soc_time_s, -0.25 * s.s_rated_va, 0.25 * s.s_rated_va)
     bound = clamp(target, -lim.export_limit_w, allowed)
@@ -792,6 +795,9 @@ cdef inline double battery(const Inputs* i, const Limits* lim, const Site* s, St
         p = slew_from_zero(st.cmd_w - st.droop_w, i.slot[o.slot].value_w, lim.ramp_up_w_per_s, w.dt_s)
         st.ref_w = w.net_w - p                  # what is left for the grid; following begins again from here
         o.target_w = st.ref_w
+    elif st.mode != MODE_STOP and i.pcs_deaf:
+        o.target_w = st.ref_w                   # mean and reference wait as well
+        p = st.cmd_w - st.droop_w
     elif st.mode != MODE_STOP:
         reference(i, lim, s, st, w, o, base_w)
         p = shave(w.net_w, st.ref_w)
@@ -799,7 +805,7 @@ cdef inline double battery(const Inputs* i, const Limits* lim, const Site* s, St
         o.target_w = st.ref_w                   # it stands still: the falling share alone moves the grid, at the ramp
         p = shave(w.net_w, st.ref_w)
     p *= w.share
-    if hold and st.mode == MODE_STOP:
+    if (hold or i.pcs_deaf) and st.mode == MODE_STOP:
         p = clamp(p, smaller(st.cmd_w, 0.0), larger(st.cmd_w, 0.0))     # who held the battery sees it only come down
     return p
 
@@ -831,9 +837,15 @@ cdef inline double reactive(const Inputs* i, const Site* s, State* st, const Wor
 
 # ---------------------------------------------------------------- 6. limits
 
-cdef inline double limit(const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p, double before_w, double droop_w) noexcept nogil:
+cdef inline double limit(const Inputs* i, const Limits* lim, const Site* s, State* st, Work* w, Outputs* o, double p, double before_w, double droop_w) noexcept nogil:
     """Slew (from before_w, the last command without droop), then contract < droop < breaker < SoC, temperature, PCS, BMS: later outranks."""
     cdef double want
+    if i.pcs_deaf and st.mode == MODE_GRID:
+        # What it does now nobody knows. Whoever went on as if it had obeyed would take the own wish for load, more of it with each tick,
+        # and let all of it loose when the PCS listens again. The last command stands, and only comes down.
+        w.flags |= LIM_PCS_DEAF
+        p = clamp(p + droop_w, smaller(st.cmd_w, 0.0), larger(st.cmd_w, 0.0))
+        return bounded(p, -w.cha_w, w.dis_w, w.cha_why, w.dis_why, w)
     if s.cmd_slew_w_per_s < INF:
         o.p_cmd_w = slew_from_zero(before_w, p, s.cmd_slew_w_per_s, w.dt_s)
         if o.p_cmd_w != p:
@@ -925,7 +937,7 @@ cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, O
         before = st.cmd_w - st.droop_w if w.meter_ok else st.cmd_w
         p = battery(inp, lim, s, st, &w, o)                 # 3., 4. reference of grid import; the battery carries the rest
         extra = frequency(inp, s, st, &w)                   # 5. droop bypasses the ramp
-        p = limit(lim, s, st, &w, o, p, before, extra)      # 6. contract, breaker, SoC, temperature, PCS, BMS
+        p = limit(inp, lim, s, st, &w, o, p, before, extra) # 6. contract, breaker, SoC, temperature, PCS, BMS
         if w.following:
             ramp_held(lim, st, &w)
     else:
@@ -1029,3 +1041,18 @@ cdef inline int64_t now_ns() noexcept nogil:
 
 cdef inline int memcmp_outputs(const Outputs* a, const Outputs* b) noexcept nogil:
     return memcmp(a, b, sizeof(Outputs))
+
+
+def bounds(dict inp, dict lim, dict site):
+    """What the battery may do in this tick, and whose limit that is: p_discharge_max_w, p_charge_max_w (magnitudes, W),
+    why_discharge, why_charge (LIM_*; 0: nobody's). From a record's inp and lim, for people; the laws are those of the step."""
+    cdef Inputs i = inp
+    cdef Limits l = lim
+    cdef Site s = site
+    cdef State st
+    cdef Work w
+    memset(&w, 0, sizeof(Work))
+    reset(&st, &s)
+    judge(&i, &s, &st, &w)
+    device_limits(&i, &l, &s, &w)
+    return {"p_discharge_max_w": w.dis_w, "p_charge_max_w": w.cha_w, "why_discharge": w.dis_why, "why_charge": w.cha_why}

@@ -37,4 +37,5 @@ LIMIT_WORDS = (
     ("site_p", "the charge or discharge limit of the site or the supervisor"),
     ("ramp_not_held", "battery or converter is at its end: grid import moves faster than the ramp limit"),
     ("operator", "a limit that an operator has set is tighter than the site's"),
+    ("pcs_deaf", "the PCS has not acknowledged the last command: it is repeated, and nothing is followed, until it has"),
 )

@@ -39,6 +39,7 @@ def inputs() -> dict[str, Any]:
     empty = dict(lease_until_ns=0, id=0, value_w=0.0, kind=0, pad=0)
     return dict(
         tick=0, t_ns=0, step_t_ns=0, command_t_ns=0, billing_phase_s=NAN, verified=1, stop=0, reset=0, latched=0, park=0, site_rev=0,
+        pcs_deaf=0, pad=0,
         meter=dict(g=group(), grid_p_w=400e3, q_var=0.0, v1_v=230.0, v2_v=230.0, v3_v=230.0, f_hz=50.0),
         pcs=dict(g=group(), batt_p_w=0.0, pcs_q_var=0.0, pcs_s_va=0.0, pcs_state=7.0, pcs_conn=1.0, pcs_alarm=0.0, pcs_der_mode=1.0,
                  pcs_v_v=230.0, pcs_f_hz=50.0),

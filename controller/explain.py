@@ -112,6 +112,10 @@ SENTENCES: dict[int, Callable[[Row], str]] = {
         f"charge {kw(r['lim']['p_charge_max_w'])}, discharge {kw(r['lim']['p_discharge_max_w'])}, state of charge "
         f"{100 * r['lim']['soc_min']:.0f} to {100 * r['lim']['soc_max']:.0f} %."
     ),
+    core.LIM_PCS_DEAF: lambda r: (
+        f"The PCS has not acknowledged the last command: {kw(r['out']['p_cmd_w'])} is repeated (never more) until it has; "
+        "the load is not followed."
+    ),
     core.LIM_NOT_HELD: lambda r: (
         f"Battery or converter are at their end ({kw(r['out']['p_min_w'])} .. {kw(r['out']['p_max_w'])}): grid import moves faster than "
         f"the ramp limit; {r['out']['not_held_s']:.2f} s so far."

@@ -205,8 +205,12 @@ cdef void _finish(Bus* b, ScanCtx* c, int result, int64_t now) noexcept nogil:
         s.ok += 1
         if t != NULL:
             t.fails = 0
+        if c.current == c.command:
+            b.inputs.pcs_deaf = 0
     else:
         s.failed += 1
+        if c.current == c.command:
+            b.inputs.pcs_deaf = 1           # refused, unsent, unanswered: what it does now is not known
         if t != NULL:
             t.fails += 1
             if t.fails == LOST_AFTER:
@@ -376,6 +380,8 @@ cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
             c.command_pending = 0
             if _commandable(b, &c.dev[c.txn[c.command].dev]):
                 _start(b, c, c.command, False, INT64_MAX, now)
+            else:
+                b.inputs.pcs_deaf = 1
         else:
             c.slot_pending = 0
             if _slot(b, c, now):

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from _core import image as core
 from controller.records import RecordWriter
+
+settings.register_profile("ballast", deadline=None)  # tests assert behaviour; how long it takes is the machine's
+settings.load_profile("ballast")
 
 
 @pytest.fixture(scope="session")

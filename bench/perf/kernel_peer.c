@@ -17,7 +17,7 @@ enum {
     LIM_RAMP = 1 << 0, LIM_IMPORT = 1 << 1, LIM_EXPORT = 1 << 2, LIM_BILLING = 1 << 3, LIM_FEEDER = 1 << 4, LIM_SOC_MIN = 1 << 5,
     LIM_SOC_MAX = 1 << 6, LIM_TEMP = 1 << 7, LIM_PCS_S = 1 << 8, LIM_BMS_CHARGE = 1 << 9, LIM_BMS_DISCHARGE = 1 << 10, LIM_BATT_V = 1 << 11,
     LIM_SLEW = 1 << 12, LIM_METER_STALE = 1 << 13, LIM_BMS_STALE = 1 << 14, LIM_HOLD = 1 << 15, LIM_LEASE = 1 << 16, LIM_FILTER = 1 << 17,
-    LIM_DROOP = 1 << 18, LIM_MODE = 1 << 19, LIM_SITE_P = 1 << 20, LIM_NOT_HELD = 1 << 21, LIM_OPERATOR = 1 << 22
+    LIM_DROOP = 1 << 18, LIM_MODE = 1 << 19, LIM_SITE_P = 1 << 20, LIM_NOT_HELD = 1 << 21, LIM_OPERATOR = 1 << 22, LIM_PCS_DEAF = 1 << 23
 };
 enum {
     ALM_METER_LOST = 1 << 0, ALM_METER_FROZEN = 1 << 1, ALM_PCS_LOST = 1 << 2, ALM_PCS_FAULT = 1 << 3, ALM_PCS_NOT_FOLLOWING = 1 << 4,
@@ -101,6 +101,7 @@ typedef struct {
     int32_t verified, stop, reset;
     uint32_t latched;
     int32_t park, site_rev;
+    int32_t pcs_deaf, pad;
     Meter meter;
     Pcs pcs;
     PcsControl pcs_ctl;
@@ -163,6 +164,7 @@ typedef struct {
     double volt_var;
     double billing_wh;
     double billing_phase_s;
+    double billing_limit_w;
     double last_grid_w;
     double last_meter[6];
     double sign_m_w;
@@ -903,6 +905,8 @@ static inline void bill(const Inputs *i, const Limits *lim, const Site *s, State
     double elapsed;
     if (!(s->billing_window_s > 0.0) || !(i->billing_phase_s >= 0.0)) return;
     elapsed = clamp(i->billing_phase_s, 0.0, s->billing_window_s);
+    if (s->import_limit_w < st->billing_limit_w) st->billing_wh = smaller(st->billing_wh, s->import_limit_w * elapsed / 3600.0);
+    st->billing_limit_w = s->import_limit_w;
     if (elapsed < st->billing_phase_s || st->billing_phase_s < 0.0) st->billing_wh = s->import_limit_w * elapsed / 3600.0;
     else if (!w->meter_ok) st->billing_wh += s->import_limit_w * (elapsed - st->billing_phase_s) / 3600.0;
     else if (st->last_grid_w > 0.0) st->billing_wh += st->last_grid_w * (elapsed - st->billing_phase_s) / 3600.0;
@@ -921,7 +925,7 @@ static inline double import_allowed(const Inputs *i, const Limits *lim, const Si
 static inline void slow_mean(const Inputs *i, const Limits *lim, const Site *s, State *st, const Work *w)
 {
     double off = 0.0, longest;
-    if (s->has_bms && w->bms_ok) off = abs_w(i->bms.soc - lim->soc_target);
+    if (s->has_bms && w->bms_now) off = abs_w(i->bms.soc - lim->soc_target);
     longest = s->mean_min_s + (s->mean_max_s - s->mean_min_s) * clamp((0.3 - off) / 0.2, 0.0, 1.0);
     st->horizon_s = slew(st->horizon_s, longest, 1.0, 10.0, w->dt_s);
     st->mean_w += (st->load_w - st->mean_w) * clamp(w->dt_s / st->horizon_s, 0.0, 1.0);
@@ -934,7 +938,7 @@ static inline void reference(const Inputs *i, const Limits *lim, const Site *s, 
     slow_mean(i, lim, s, st, w);
     allowed = import_allowed(i, lim, s, st);
     target = st->mean_w - others + base_w;
-    if (s->has_bms && w->bms_ok)
+    if (s->has_bms && w->bms_now)
         target -= clamp((i->bms.soc - lim->soc_target) * s->energy_wh * 3600.0 / s->soc_time_s, -0.25 * s->s_rated_va, 0.25 * s->s_rated_va);
     bound = clamp(target, -lim->export_limit_w, allowed);
     if (bound < target) w->flags |= allowed >= lim->import_limit_w ? LIM_IMPORT : LIM_BILLING;
@@ -995,6 +999,9 @@ static inline double battery(const Inputs *i, const Limits *lim, const Site *s, 
         p = slew_from_zero(st->cmd_w - st->droop_w, i->slot[o->slot].value_w, lim->ramp_up_w_per_s, w->dt_s);
         st->ref_w = w->net_w - p;
         o->target_w = st->ref_w;
+    } else if (st->mode != STOP && i->pcs_deaf) {
+        o->target_w = st->ref_w;
+        p = st->cmd_w - st->droop_w;
     } else if (st->mode != STOP) {
         reference(i, lim, s, st, w, o, base_w);
         p = w->net_w - st->ref_w;
@@ -1003,7 +1010,7 @@ static inline double battery(const Inputs *i, const Limits *lim, const Site *s, 
         p = w->net_w - st->ref_w;
     }
     p *= w->share;
-    if (hold && st->mode == STOP) p = clamp(p, smaller(st->cmd_w, 0.0), larger(st->cmd_w, 0.0));
+    if ((hold || i->pcs_deaf) && st->mode == STOP) p = clamp(p, smaller(st->cmd_w, 0.0), larger(st->cmd_w, 0.0));
     return p;
 }
 
@@ -1030,8 +1037,14 @@ static inline double reactive(const Inputs *i, const Site *s, State *st, const W
 
 /* ---------------------------------------------------------------- 6. limits, 7. gate */
 
-static inline double limit(const Limits *lim, const Site *s, State *st, Work *w, Outputs *o, double p, double before_w, double droop_w)
+static inline double limit(const Inputs *i, const Limits *lim, const Site *s, State *st, Work *w, Outputs *o, double p, double before_w,
+                           double droop_w)
 {
+    if (i->pcs_deaf && st->mode == GRID) {
+        w->flags |= LIM_PCS_DEAF;
+        p = clamp(p + droop_w, smaller(st->cmd_w, 0.0), larger(st->cmd_w, 0.0));
+        return bounded(p, -w->cha_w, w->dis_w, w->cha_why, w->dis_why, w);
+    }
     if (s->cmd_slew_w_per_s < INFINITY) {
         o->p_cmd_w = slew_from_zero(before_w, p, s->cmd_slew_w_per_s, w->dt_s);
         if (o->p_cmd_w != p) w->flags |= LIM_SLEW;
@@ -1107,7 +1120,7 @@ __attribute__((noinline)) void peer_step(const Inputs *inp, const Limits *lim, c
         const double before = w.meter_ok ? st->cmd_w - st->droop_w : st->cmd_w;
         p = battery(inp, lim, s, st, &w, o);
         const double extra = frequency(inp, s, st, &w);
-        p = limit(lim, s, st, &w, o, p, before, extra);
+        p = limit(inp, lim, s, st, &w, o, p, before, extra);
         if (w.following) ramp_held(lim, st, &w);
     } else {
         st->droop_w = 0.0;

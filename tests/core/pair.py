@@ -58,7 +58,8 @@ class Pair:
 # ---------------------------------------------------------------- arbitrary values
 
 INTS = {
-    "pad": (0, 0), "park": (0, 1), "site_rev": (0, 9), "flags": (0, 1), "latched": (0, 2**13 - 1), "verified": (-1, 1), "stop": (0, 2),
+    "pad": (0, 0), "park": (0, 1), "site_rev": (0, 9), "flags": (0, 1), "latched": (0, 2**13 - 1), "pcs_deaf": (0, 1),
+    "verified": (-1, 1), "stop": (0, 2),
     "kind": (0, 2), "quality": (0, 2),
 }  # fmt: skip
 TIMES = {"t_ns", "rx_ns", "step_t_ns", "command_t_ns", "lease_until_ns", "tick", "id"}
@@ -234,6 +235,7 @@ class Walk(Rig):
             i["site_rev"] += 1
         if i["park"] or self.operator.random() < 0.0003:
             i["park"] = int(self.operator.random() < 0.99)
+        i["pcs_deaf"] = int(self.operator.random() < (0.9 if i["pcs_deaf"] else 0.002))
         i["latched"] = 1 << self.operator.randrange(13) if self.operator.random() < 0.0001 else 0
         out = self.step()
         if x.random() < 0.001:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from _core import image as im
 from bench.rig import TICK_NS, Rig
 from tests.core.test_kernel import FAULT, GRID, STANDBY, STOP, TRIP, active, alarms
 
@@ -531,3 +532,60 @@ def test_an_operators_limit_that_binds_is_shown() -> None:
     assert "operator" not in active(r.step())
     r.lim["flags"] = 1
     assert "operator" in active(r.step())
+
+
+def test_a_pcs_that_has_not_acknowledged_is_not_followed_and_only_comes_down() -> None:
+    """What it does is not known: the last command is repeated. Whoever may forbid power still does, and a person's 0 is 0."""
+    r = Rig(400e3).to_grid()
+    out = r.step(20, load_w=430e3)
+    before = out["p_cmd_w"]
+    assert before > 20e3
+    r.inp["pcs_deaf"] = 1
+    for k in range(30):
+        out = r.step(load_w=460e3 + 1e3 * k)
+        assert out["p_cmd_w"] == before and out["limits_active"] & im.LIM_PCS_DEAF
+    r.inp["bms_lim"]["batt_i_discharge_max_a"] = 10.0
+    assert 0.0 < r.step()["p_cmd_w"] < 0.5 * before, "the BMS outranks it"
+    r.inp["bms_lim"]["batt_i_discharge_max_a"] = 300.0
+    r.inp["slot"][im.SLOT_OPERATOR] = {"lease_until_ns": 1 << 62, "id": 1, "value_w": 100e3, "kind": im.SP_HOLD, "pad": 0}
+    low = r.step()["p_cmd_w"]
+    assert r.step(50)["p_cmd_w"] <= low, "not even a person raises it"
+    r.inp["slot"][im.SLOT_OPERATOR]["value_w"] = 0.0
+    assert r.step()["p_cmd_w"] == 0.0
+    r.inp["slot"][im.SLOT_OPERATOR]["kind"] = im.SP_NONE
+    r.inp["pcs_deaf"] = 0
+    assert not r.step(30)["limits_active"] & im.LIM_PCS_DEAF
+
+
+def test_a_state_of_charge_that_is_no_number_for_one_tick_costs_that_tick() -> None:
+    """A sentinel in one answer must not reach the slow mean, where it would stay."""
+    r = Rig(400e3).to_grid()
+    r.step(500)
+    before = r.out["mean_w"]
+    r.inp["bms"]["soc"] = math.nan
+    r.inp["bms"]["g"]["quality"] = im.Q_BAD
+    r.stale.add("bms")
+    out = r.step()
+    assert out["p_cmd_w"] == 0.0 and out["mean_w"] == pytest.approx(before, rel=1e-3)
+    r.inp["bms"]["soc"] = 0.5
+    r.inp["bms"]["g"]["quality"] = im.Q_GOOD
+    r.stale.clear()
+    out = r.step(50)
+    assert out["mode"] == GRID and not out["alarms"] and math.isfinite(out["mean_w"])
+
+
+def test_a_limit_that_is_lowered_in_mid_window_does_not_ask_back_what_was_allowed() -> None:
+    r = Rig(400e3, billing_window_s=900.0, import_limit_w=445e3).to_grid()
+    for k in range(500):
+        r.inp["billing_phase_s"] = 600.0 + 0.01 * k
+        r.step()
+    low = r.kernel.get_state()
+    r.site = dict(r.site, import_limit_w=380e3)
+    r.lim["import_limit_w"] = 380e3
+    kernel = type(r.kernel)(r.site)
+    kernel.set_state(low)
+    r.kernel = kernel
+    r.inp["billing_phase_s"] = 605.01
+    out = r.step(20)
+    assert out["p_cmd_w"] == pytest.approx(20e3, rel=0.02), "the battery gives the difference, and not ten minutes of it in a minute"
+    assert out["target_w"] == pytest.approx(380e3, rel=1e-3)

@@ -31,8 +31,8 @@ OP_START, OP_STOP = 1, 2
 (
     LIM_RAMP, LIM_IMPORT, LIM_EXPORT, LIM_BILLING, LIM_FEEDER, LIM_SOC_MIN, LIM_SOC_MAX, LIM_TEMP, LIM_PCS_S, LIM_BMS_CHARGE,
     LIM_BMS_DISCHARGE, LIM_BATT_V, LIM_SLEW, LIM_METER_STALE, LIM_BMS_STALE, LIM_HOLD, LIM_LEASE, LIM_FILTER, LIM_DROOP, LIM_MODE,
-    LIM_SITE_P, LIM_NOT_HELD, LIM_OPERATOR,
-) = (1 << k for k in range(23))  # fmt: skip
+    LIM_SITE_P, LIM_NOT_HELD, LIM_OPERATOR, LIM_PCS_DEAF,
+) = (1 << k for k in range(24))  # fmt: skip
 (
     ALM_METER_LOST, ALM_METER_FROZEN, ALM_PCS_LOST, ALM_PCS_FAULT, ALM_PCS_NOT_FOLLOWING, ALM_BMS_LOST, ALM_BMS_FAULT, ALM_IDENTITY,
     ALM_GRID_OUTSIDE, ALM_PCS_LOCAL, ALM_REVERSION, ALM_METER_SIGN, ALM_INTERNAL,
@@ -218,7 +218,8 @@ def new_state(s: Obj) -> Obj:
         q_t_ns=[0] * MODEL_QUEUE, q_w=[0.0] * MODEL_QUEUE, model_target_w=0.0, model_p_w=0.0,
         rb_t_ns=0, rb_target_w=0.0, rb_p_w=0.0, rb_err_w=0.0, rb_abs_w=0.0, align_num=0.0,
         align_den=0.0, align_s=0.0, load_w=0.0, stop_s=0.0, mean_w=0.0,
-        horizon_s=0.0, ref_w=0.0, cmd_w=0.0, droop_w=0.0, volt_var=0.0, billing_wh=0.0, billing_phase_s=0.0, last_grid_w=0.0,
+        horizon_s=0.0, ref_w=0.0, cmd_w=0.0, droop_w=0.0, volt_var=0.0, billing_wh=0.0, billing_phase_s=0.0, billing_limit_w=0.0,
+        last_grid_w=0.0,
         last_meter=[0.0] * 6, last_hb=0.0, not_held_s=0.0, last_meter_t_ns=0, last_meter_count=0, last_pcs_count=0,
         q_n=0, model_at=0, rb_at=0,
         ring_s=0.0, ring_e=[0.0] * RING_LAGS, ring_load_w=0.0, ring_var=0.0, ring_cov=[0.0] * RING_LAGS, ring_calm=0, ring_hot=0,
@@ -782,6 +783,9 @@ def bill(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj) -> None:
     if not s.billing_window_s > 0.0 or not i.billing_phase_s >= 0.0:
         return
     elapsed = clamp(i.billing_phase_s, 0.0, s.billing_window_s)
+    if s.import_limit_w < st.billing_limit_w:
+        st.billing_wh = smaller(st.billing_wh, s.import_limit_w * elapsed / 3600.0)
+    st.billing_limit_w = s.import_limit_w
     if elapsed < st.billing_phase_s or st.billing_phase_s < 0.0:
         st.billing_wh = s.import_limit_w * elapsed / 3600.0
     elif not w.meter_ok:
@@ -801,7 +805,7 @@ def import_allowed(i: Obj, lim: Obj, s: Obj, st: Obj) -> float:
 
 def slow_mean(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj) -> None:
     off = 0.0
-    if s.has_bms and w.bms_ok:
+    if s.has_bms and w.bms_now:
         off = abs_w(i.bms.soc - lim.soc_target)
     longest = s.mean_min_s + (s.mean_max_s - s.mean_min_s) * clamp((0.3 - off) / 0.2, 0.0, 1.0)
     st.horizon_s = slew(st.horizon_s, longest, 1.0, 10.0, w.dt_s)
@@ -813,7 +817,7 @@ def reference(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, base_w: float) 
     slow_mean(i, lim, s, st, w)
     allowed = import_allowed(i, lim, s, st)
     target = st.mean_w - others + base_w
-    if s.has_bms and w.bms_ok:
+    if s.has_bms and w.bms_now:
         gap = div((i.bms.soc - lim.soc_target) * s.energy_wh * 3600.0, s.soc_time_s)
         target -= clamp(gap, -0.25 * s.s_rated_va, 0.25 * s.s_rated_va)
     bound = clamp(target, -lim.export_limit_w, allowed)
@@ -871,6 +875,9 @@ def battery(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> float:
         p = slew_from_zero(st.cmd_w - st.droop_w, i.slot[o.slot].value_w, lim.ramp_up_w_per_s, w.dt_s)
         st.ref_w = w.net_w - p
         o.target_w = st.ref_w
+    elif st.mode != STOP and i.pcs_deaf:
+        o.target_w = st.ref_w
+        p = st.cmd_w - st.droop_w
     elif st.mode != STOP:
         reference(i, lim, s, st, w, o, base_w)
         p = shave(w.net_w, st.ref_w)
@@ -878,7 +885,7 @@ def battery(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> float:
         o.target_w = st.ref_w
         p = shave(w.net_w, st.ref_w)
     p *= w.share
-    if hold and st.mode == STOP:
+    if (hold or i.pcs_deaf) and st.mode == STOP:
         p = clamp(p, smaller(st.cmd_w, 0.0), larger(st.cmd_w, 0.0))
     return p
 
@@ -906,7 +913,11 @@ def reactive(i: Obj, s: Obj, st: Obj, w: Obj, p_w: float) -> float:
     return clamp(st.volt_var, -room, room)
 
 
-def limit(lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float, before_w: float, droop_w: float) -> float:
+def limit(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float, before_w: float, droop_w: float) -> float:
+    if i.pcs_deaf and st.mode == GRID:
+        w.flags |= LIM_PCS_DEAF
+        p = clamp(p + droop_w, smaller(st.cmd_w, 0.0), larger(st.cmd_w, 0.0))
+        return bounded(p, -w.cha_w, w.dis_w, w.cha_why, w.dis_why, w)
     if s.cmd_slew_w_per_s < INF:
         o.p_cmd_w = slew_from_zero(before_w, p, s.cmd_slew_w_per_s, w.dt_s)
         if o.p_cmd_w != p:
@@ -978,7 +989,7 @@ def step(i: Obj, lim: Obj, s: Obj, st: Obj) -> Obj:
         before = st.cmd_w - st.droop_w if w.meter_ok else st.cmd_w
         p = battery(i, lim, s, st, w, o)
         extra = frequency(i, s, st, w)
-        p = limit(lim, s, st, w, o, p, before, extra)
+        p = limit(i, lim, s, st, w, o, p, before, extra)
         if w.following:
             ramp_held(lim, st, w)
     else:

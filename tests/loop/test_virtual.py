@@ -144,6 +144,23 @@ def test_a_dead_pcs_is_found_and_its_timer_takes_it_to_zero() -> None:
     assert s.out["mode"] == im.MODE_GRID
 
 
+@pytest.mark.parametrize("key,value", [("pcs.dead", 1), ("b.drop_p", 1), ("b.bit_error_p", 1)])
+@pytest.mark.parametrize("for_s", [0.03, 0.05, 0.2, 0.5, 0.7])
+def test_a_pcs_that_does_not_listen_for_a_moment_finds_nothing_wound_up(key: str, value: float, for_s: float) -> None:
+    """It does not get the commands, or its acknowledgements are lost: the load steps by 25 kW meanwhile, no more comes after."""
+    s = sim(faults=[{"at_s": 30, "for_s": for_s, "key": key, "value": value}])
+    s.run_until(s.began_ns + int(34e9))
+    truth = s.truth()
+    t, value_w = commands(s)
+    swing = np.ptp(np.asarray(truth["load_w"]))
+    calm = np.abs(value_w[(t > s.began_ns + 20e9) & (t < s.began_ns + 29e9)]).max()
+    assert calm > 5e3 and np.abs(value_w).max() <= calm + swing + 2e3
+    assert np.abs(np.asarray(truth["batt_w"])).max() <= calm + swing + 2e3
+    assert s.out["mode"] == im.MODE_GRID, "followed again"
+    late = np.abs(np.asarray(truth["grid_w"])[-100:] - np.asarray(truth["grid_w"])[2800:2900].mean())
+    assert np.median(late) < 5e3, "and grid import is the line that it was"
+
+
 BAD_LINES = [("a.bit_error_p", 2e-4), ("b.bit_error_p", 2e-4), ("a.drop_p", 1e-3), ("a.echo", 1), ("b.echo", 1), ("a.garbage_p", 0.01)]
 
 

@@ -88,6 +88,7 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     ),
     "every converter is adopted": (K, "if st.mode == MODE_STANDBY and st.adopt and", "if st.mode == MODE_STANDBY and"),
     "not finite leaves": (K, "    if not finite(p):\n", "    if False:\n"),
+    "a PCS that does not listen is followed": (K, "    if i.pcs_deaf and st.mode == MODE_GRID:", "    if False:"),
     "trips at once": (K, "since_s(i, st.bad_since_ns) >= s.trip_s", "True"),
     "one heartbeat is enough": (K, "since_s(i, st.hb_first_ns) >= HEARTBEAT_S", "True"),
     "resets by itself for ever": (K, "if st.reset_t_ns[oldest] and", "if False and"),
