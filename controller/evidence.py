@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from controller.process import EXIT_FAILED, EXIT_INPUT, EXIT_NOT_RUNNING, EXIT_OK
+from controller.process import EXIT_FAILED, EXIT_INPUT, EXIT_OK
 
 COMMANDS = ("replay", "explain", "export", "report", "freeze")
 
@@ -189,16 +189,8 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _freeze(args: argparse.Namespace) -> int:
-    from controller.instance import alive, find
-    from controller.supervise import FREEZE_NAME, FREEZE_SIGNAL
+    from controller import operate
+    from controller.instance import find
 
-    running = find(args.site)
-    if not alive(running.supervisor_pid):
-        print("ballast: the supervisor is not running; it is started again within 2 s", file=sys.stderr)
-        return EXIT_NOT_RUNNING
-    os.kill(running.supervisor_pid, FREEZE_SIGNAL)
-    if running.out is not None:
-        print(f"every tick is recorded already, in {running.out}")
-    else:
-        print(f"the last 60 s and the next 10 s go to {Path(running.store).parent / FREEZE_NAME}")
+    print(operate.freeze(find(args.site)))
     return EXIT_OK

@@ -1,5 +1,5 @@
-"""`ballast hold` and `ballast release`: a person's word, in the highest ranked slot, leased, and in the audit trail
-before it acts.
+"""A person's word: hold, setpoint, release, limit, mode, reset. Leased where it moves power, in the audit trail before
+it acts, and straight into the process image: it works while the supervisor is dead.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import getpass
 import math
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from controller.clock import Clock
-from controller.instance import Instance, InstanceError, take
+from controller.instance import Instance, InstanceError, alive, take
 from controller.problems import Problem, SiteError
 from controller.process import say
 from controller.settings import in_unit
@@ -23,10 +24,16 @@ from controller.site import Site
 from controller.store import Store
 
 SLOT_OPERATOR = 0
-SP_NONE, SP_HOLD = 0, 1
+SP_NONE, SP_HOLD, SP_BASE = 0, 1, 2
 LEASE_DEFAULT_S = 3600.0
 LEASE_MAX_S = 86400.0
 ALONE_S = 2.0
+SESSION_LEASE_S = 3.0  # of a setpoint that ends with the log-in that gave it
+# An operator's limits, all not set: they only ever tighten.
+LIMITS = {
+    "import_limit_w": math.inf, "export_limit_w": math.inf, "p_charge_max_w": math.inf, "p_discharge_max_w": math.inf,
+    "soc_min": -math.inf, "soc_max": math.inf,
+}  # fmt: skip
 
 
 def parse_power(text: str, site: Site) -> float:
@@ -60,12 +67,37 @@ def parse_lease(seconds: float | None) -> float:
     return seconds
 
 
+@dataclass(frozen=True)
+class Word:
+    """What stands in the operator's slot."""
+
+    id: int  # of the command in the audit trail
+    kind: int  # SP_HOLD, SP_BASE
+    value_w: float
+    left_s: float
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        what = "battery held at" if self.kind == SP_HOLD else "added to grid import:"
+        return f"{what} {self.value_w / 1e3:+.1f} kW for another {self.left_s:.0f} s"
+
+
+def word(image: Any, clock: Clock) -> Word | None:
+    """The live setpoint of the operator's slot, whoever wrote it; None: there is none."""
+    slot = image.setpoint(SLOT_OPERATOR)
+    if slot is None or slot["kind"] == SP_NONE:
+        return None
+    left_s = (slot["lease_until_ns"] - clock.monotonic_ns()) / 1e9
+    return Word(int(slot["id"]), int(slot["kind"]), float(slot["value_w"]), left_s) if left_s > 0 else None
+
+
 def hold(instance: Instance, image: Any, value_w: float, lease_s: float, clock: Clock, who: str = "") -> int:
     """Battery at value_w until the lease ends, `release`, or a new hold; limits stay in force. Returns the id in the
-    audit trail. `who`: the author, where it is not the user of this process.
+    audit trail.
     """
     with _alone(image):
-        number = _audit(instance, clock, "hold", value_w, lease_s, f"battery held at {value_w:g} W for {lease_s:g} s", who)
+        number = _audit(instance, clock, who, "hold", value_w, lease_s, f"battery held at {value_w:g} W for {lease_s:g} s")
         until_ns = clock.monotonic_ns() + int(lease_s * 1e9)
         image.write_setpoint(SLOT_OPERATOR, SP_HOLD, value_w, until_ns, number)
     return number
@@ -74,17 +106,78 @@ def hold(instance: Instance, image: Any, value_w: float, lease_s: float, clock: 
 def release(instance: Instance, image: Any, clock: Clock, who: str = "") -> int:
     """The battery follows the load again. Returns the id in the audit trail."""
     with _alone(image):
-        number = _audit(instance, clock, "release", None, None, "operator slot emptied", who)
+        number = _audit(instance, clock, who, "release", None, None, "operator slot emptied")
         image.write_setpoint(SLOT_OPERATOR, SP_NONE, 0.0, 0, number)
+    return number
+
+
+def setpoint(instance: Instance, image: Any, kind: int, value_w: float, clock: Clock, who: str = "") -> int:
+    """As hold (SP_HOLD) or an addition to grid import (SP_BASE), for SESSION_LEASE_S: whoever gave it renews it, and it
+    ends with them. Returns the id in the audit trail.
+    """
+    words = "battery held at" if kind == SP_HOLD else "grid import moved by"
+    with _alone(image):
+        number = _audit(instance, clock, who, "setpoint", value_w, SESSION_LEASE_S, f"{words} {value_w:g} W until log-out")
+        image.write_setpoint(SLOT_OPERATOR, kind, value_w, clock.monotonic_ns() + int(SESSION_LEASE_S * 1e9), number)
+    return number
+
+
+def renew(image: Any, number: int, clock: Clock) -> bool:
+    """Three more seconds for the setpoint of that id; False where another stands in the slot by now, or its lease is over."""
+    with _alone(image):
+        now = word(image, clock)
+        if now is None or now.id != number:
+            return False
+        image.write_setpoint(SLOT_OPERATOR, now.kind, now.value_w, clock.monotonic_ns() + int(SESSION_LEASE_S * 1e9), number)
+    return True
+
+
+def limit(instance: Instance, image: Any, limits: Mapping[str, float], lease_s: float, clock: Clock, who: str = "") -> int:
+    """An operator's limits (fields of struct Limits), beside those that stand already; they tighten and never loosen.
+
+    Empty: all of them end. Returns the id in the audit trail."""
+    with _alone(image):
+        now_ns = clock.monotonic_ns()
+        before = image.operator_limits() or {}
+        kept = {k: v for k, v in before.items() if k in LIMITS} if before.get("lease_until_ns", 0) > now_ns else {}
+        text = ", ".join(f"{key} {value:g}" for key, value in limits.items()) + f" for {lease_s:g} s" if limits else "none any more"
+        number = _audit(instance, clock, who, "limit", None, lease_s if limits else None, f"operator's limits: {text}")
+        until_ns = now_ns + int(lease_s * 1e9) if limits else 0
+        image.write_operator_limits(lease_until_ns=until_ns, **(LIMITS | kept | dict(limits) if limits else LIMITS))
+    return number
+
+
+def park(instance: Instance, image: Any, on: bool, clock: Clock, who: str = "") -> int:
+    """`on`: ramp to 0, converter to standby, and stay there; off: start again. Returns the id in the audit trail."""
+    with _alone(image):
+        number = _audit(instance, clock, who, "mode", None, None, "standby: ramp to 0 and stay" if on else "auto: start again")
+        image.request_park(on)
     return number
 
 
 def reset(instance: Instance, image: Any, clock: Clock, who: str = "") -> int:
     """One edge of the fault reset: FAULT ends when its causes are gone. Returns the id in the audit trail."""
     with _alone(image):
-        number = _audit(instance, clock, "reset", None, None, "fault reset asked", who)
+        number = _audit(instance, clock, who, "reset", None, None, "fault reset asked")
         image.request_reset()
     return number
+
+
+def note(instance: Instance, command: str, text: str, clock: Clock, who: str = "") -> int:
+    """A person's command that moves nothing: log-in, acknowledgement, freeze. Returns the id in the audit trail."""
+    return _audit(instance, clock, who, command, None, None, text)
+
+
+def freeze(instance: Instance) -> str:
+    """Asks the supervisor to keep the last 60 s and the next 10 s; where they go, in words. Raises InstanceError."""
+    from controller.supervise import FREEZE_NAME, FREEZE_SIGNAL
+
+    if not alive(instance.supervisor_pid):
+        raise InstanceError("the supervisor is not running; it is started again within 2 s")
+    os.kill(instance.supervisor_pid, FREEZE_SIGNAL)
+    if instance.out is not None:
+        return f"every tick is recorded already, in {instance.out}"
+    return f"the last 60 s and the next 10 s go to {Path(instance.store).parent / FREEZE_NAME}"
 
 
 @contextlib.contextmanager
@@ -100,9 +193,7 @@ def _alone(image: Any) -> Iterator[None]:
         fcntl.flock(image.fd, fcntl.LOCK_UN)
 
 
-def _audit(
-    instance: Instance, clock: Clock, command: str, value_w: float | None, lease_s: float | None, text: str, who: str
-) -> int:  # fmt: skip
+def _audit(instance: Instance, clock: Clock, who: str, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
     return audit(instance, clock, who or author(), command, value_w, lease_s, text)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ KEEP_HISTORY_S = 30 * 86400.0
 BUSY_S = 2.0
 SCHEMA_VERSION = 1
 OURSELVES = "ballast"  # the author of what happened by itself
+TYPED = "typed"  # what somebody typed at the console: in the trail, shown when asked for
+ENDINGS = (" cleared", " answers", " is open", " takes it again", " off")  # of events that tell an end
+MAX_FAULT_ROWS = 2000
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS history ({", ".join(HISTORY_COLUMNS)});
@@ -45,6 +49,22 @@ INSERT INTO audit (run, wall_s, t_ns, who, kind, text) SELECT run, wall_s, t_ns,
 DROP TABLE audit_0;
 DROP TABLE events;
 """
+
+
+@dataclass(frozen=True)
+class Trail:
+    """One row of the audit trail, as a person reads it."""
+
+    wall_s: float
+    who: str
+    kind: str
+    command: str
+    text: str
+
+    @property
+    def over(self) -> bool:
+        """It tells that something has ended."""
+        return self.text.endswith(ENDINGS)
 
 
 class Store:
@@ -201,13 +221,33 @@ class Store:
             rows += [(r[2], r[3], r[5], r[9]) for r in waiting if r[1] == self.run and r[5] != "command"]
         return rows[:limit]
 
-    def fault_events(self, fault: str | None = None, limit: int = 100) -> list[tuple[float, int, str, str, str]]:
-        """The newest events of a fault, or of all, first: (wall_s, t_ns, id, kind, text), of every run."""
+    def trail(self, limit: int, word: str = "", *, kind: str = "") -> list[Trail]:
+        """The newest rows of all runs, oldest first. `word`: only those that hold it; "typed": what was typed at consoles."""
+        sql = "SELECT wall_s, who, kind, command, text FROM audit WHERE (? = '' OR kind = ?)"
+        args: list[Any] = [kind, kind]
+        if word == TYPED:
+            sql += " AND command = ?"
+            args.append(TYPED)
+        else:
+            whole = "LOWER(who || ' ' || kind || ' ' || COALESCE(command, '') || ' ' || text)"
+            sql += f" AND COALESCE(command, '') <> ? AND (? = '' OR INSTR({whole}, ?))"
+            args += [TYPED, word, word]
+        rows = self.db.execute(sql + " ORDER BY id DESC LIMIT ?", (*args, limit)).fetchall()
+        return [Trail(wall_s, who, kind, command or "", text) for wall_s, who, kind, command, text in rows[::-1]]
+
+    def faults(self, since_wall_s: float) -> list[Trail]:
+        """What came, went and was acknowledged since, oldest first: rows whose command names a fault, or is "ack"."""
         sql = (
-            "SELECT wall_s, t_ns, command, kind, text FROM audit WHERE kind <> 'command' AND command IS NOT NULL "
-            "AND (? IS NULL OR command = ?) ORDER BY wall_s DESC, id DESC LIMIT ?"
+            "SELECT wall_s, who, kind, command, text FROM audit WHERE wall_s >= ? AND command IS NOT NULL "
+            "AND (kind <> 'command' OR command = 'ack') ORDER BY id DESC LIMIT ?"
         )
-        return list(self.db.execute(sql, (fault, fault, limit)).fetchall()) if self._prepared else []
+        rows = self.db.execute(sql, (since_wall_s, MAX_FAULT_ROWS)).fetchall()
+        return [Trail(wall_s, who, kind, command, text) for wall_s, who, kind, command, text in rows[::-1]]
+
+    def author(self, number: int) -> str | None:
+        """Who gave the command of that id."""
+        row = self.db.execute("SELECT who FROM audit WHERE id = ?", (number,)).fetchone()
+        return None if row is None else str(row[0])
 
     def audit(self, limit: int = 100) -> Iterable[tuple[Any, ...]]:
         """The newest commands first: (id, wall_s, who, command, value_w, lease_s, text)."""

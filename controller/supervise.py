@@ -23,6 +23,8 @@ from controller.process import EXIT_FAILED, die_with_parent, keep_messages, say
 from controller.records import RecordWriter
 from controller.store import Store
 from controller.supervisor import STEP_S, Supervisor
+from controller.trends import FILE as TRENDS_NAME
+from controller.trends import TrendWriter
 
 FAREWELL_S = 75.0  # control ramps down for at most 60 s; its last ticks belong into the record
 RECORD_NAME = "record.blst"
@@ -131,7 +133,8 @@ def main(argv: list[str] | None = None) -> int:
         freezer = Freezer(Path(instance.store).parent / FREEZE_NAME, **hashes, record_size=core.RECORD_SIZE)
     if args.burn:
         threading.Thread(target=_burn, daemon=True).start()
-    supervisor = Supervisor(image, site, clock, writer=writer, store=store, freezer=freezer)
+    trends = TrendWriter(Path(instance.store).with_name(TRENDS_NAME)) if store is not None else None
+    supervisor = Supervisor(image, site, clock, writer=writer, store=store, freezer=freezer, trends=trends)
     asyncio.run(serve(supervisor, image, clock, watch))
     if writer is not None:
         writer.close()

@@ -26,6 +26,7 @@ from controller.records import RecordWriter
 from controller.schedule import active_row
 from controller.site import Site
 from controller.store import Store
+from controller.trends import TrendWriter
 
 STEP_S = 1.0
 LEASE_S = 3.0
@@ -38,11 +39,12 @@ LOOK_TICKS = 120  # a late step of 1.19 s is still one row
 PRUNE_S = 3600.0
 LIMIT_FAULTS = {core.LIM_LEASE: "lease"}  # ids in _core/faults.py of what is no alarm of the kernel
 ALIVE_FAULTS = {"device": "device_lost", "bus": "bus_lost"}
+SAID_CHARS = 500  # of changed settings in one event
 FREEZE_MODES = (core.MODE_FAULT, core.MODE_TRIP)
+EARLY_TICKS = 1000  # of a control: so long a start may take before what it waits for is told as an alarm
 QUIET_S = 10  # a limit is "over" after so long without it: it may act every other tick for minutes
 CLOCK_SLEW_S = 0.005  # per step; less than a tick, so that the billing phase never runs backwards
 CLOCK_JUMP_S = 60.0  # beyond it the clock was set, and the window's phase jumps with it
-SAID_CHARS = 500  # of changed settings in one event
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Supervisor:
     """One site's supervisor. `step(now_ns)` once a second, `close(now_ns)` at the end.
 
     `writer` None: no full-rate record. `store` None: events stay in memory (`events`, the newest 5,000). `freezer`: keeps
-    what led to a trip where nothing writes a full-rate record.
+    what led to a trip where nothing writes a full-rate record. `trends`: keeps every signal's extremes for a day.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class Supervisor:
         writer: RecordWriter | None = None,
         store: Store | None = None,
         freezer: Freezer | None = None,
+        trends: TrendWriter | None = None,
     ) -> None:
         self.image, self.site, self.clock, self.writer, self.store = image, site, clock, writer, store
-        self.freezer = freezer
+        self.freezer, self.trends = freezer, trends
         self.events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.events_total = 0
         self.last: dict[str, float] = {}  # the newest history row
@@ -168,6 +171,8 @@ class Supervisor:
             self.writer.flush(None, wall_s)
         if self.freezer is not None:
             self.freezer.close(wall_s)
+        if self.trends is not None:
+            self.trends.close()
         self._commit_history(wall_s)
 
     def event(self, kind: str, text: str, t_ns: int, wall_s: float, fault: str | None = None) -> None:
@@ -330,9 +335,11 @@ class Supervisor:
         """History and events of the records of one second."""
         inp, out = rows["inp"], rows["out"]
         t_ns = inp["t_ns"]
+        if self.trends is not None:
+            self.trends.add(rows, wall_s)
         self._gaps(rows["tick"], t_ns, wall_s)
         self._modes(out["mode"], out["start_step"], t_ns, wall_s)
-        self._bits(out, t_ns, wall_s)
+        self._bits(out, rows["tick"], t_ns, wall_s)
         self._slots(out["slot"], out["slot_id"], t_ns, wall_s)
         grid = out["grid_p_w"]
         row = {
@@ -380,7 +387,7 @@ class Supervisor:
             self._start = int(steps[i])
             self.event("start", core.START_NAMES[self._start], int(t_ns[i]), wall_s)
 
-    def _bits(self, out: np.ndarray, t_ns: np.ndarray, wall_s: float) -> None:
+    def _bits(self, out: np.ndarray, ticks: np.ndarray, t_ns: np.ndarray, wall_s: float) -> None:
         """Limits by their first and last tick, alarms by every change."""
         limits = out["limits_active"]
         seen = int(np.bitwise_or.reduce(limits))
@@ -393,7 +400,8 @@ class Supervisor:
                 self._limit_last_ns[bit] = int(t_ns[hits[-1]])
             elif bit in self._limit_last_ns and last_ns - self._limit_last_ns[bit] > QUIET_S * 1e9:
                 self.event("limit", f"{name} off", self._limit_last_ns.pop(bit), wall_s, LIMIT_FAULTS.get(bit))
-        alarms = out["alarms"]
+        # a device that has not answered yet is waited for, not lost
+        alarms = np.where((out["mode"] == core.MODE_STANDBY) & (ticks < EARLY_TICKS), self._alarms, out["alarms"])
         for i in _changes(alarms, self._alarms):
             now = int(alarms[i])
             for bit, (name, words) in core.ALARM_TEXT.items():
@@ -440,6 +448,7 @@ class Supervisor:
             "record": (self.writer.error, f"{self.writer.lost} ticks are not in the record") if self.writer else ("", ""),
             "history": (self.store.error, "the audit trail goes on in the reserve, history pauses") if self.store else ("", ""),
             "freeze": (self.freezer.error, "what led to a trip is not kept") if self.freezer else ("", ""),
+            "trends": (self.trends.error, "`trend` knows no more than the last 60 s") if self.trends else ("", ""),
         }
         if self.freezer is not None and len(self.freezer.written) > self._frozen:
             self._frozen = len(self.freezer.written)

@@ -23,10 +23,13 @@ REFRESH_S = 0.5
 AXIS = 8  # characters left of the picture
 FIXED_ROWS = 11  # all but the picture and the lists below it
 MIN_CHART_ROWS = 6
+SWEEP_GAP = 8  # dots between the newest value and the oldest that is still there
 
 
-def render(snap: Snapshot, width: int, height: int) -> Group:
-    """The whole screen as one renderable, `width` x `height` characters (made for 80 x 24 and more)."""
+def render(snap: Snapshot, width: int, height: int, *, sweep: bool = False) -> Group:
+    """The whole screen as one renderable, `width` x `height` characters (made for 80 x 24 and more). `sweep`: the picture does
+    not scroll; like an oscilloscope it is overwritten from the left, which changes few characters.
+    """
     width = max(60, width)
     notes = _notes(snap, width, max(2, min(6, height // 8)))
     rows = max(MIN_CHART_ROWS, height - FIXED_ROWS - len(notes))
@@ -35,7 +38,7 @@ def render(snap: Snapshot, width: int, height: int) -> Group:
         Text(),
         *_numbers(snap, width),
         Text(),
-        *chart(snap, width, rows),
+        *chart(snap, width, rows, sweep=sweep),
         *notes,
         *_health(snap, width),
     )
@@ -76,35 +79,37 @@ def _numbers(snap: Snapshot, width: int) -> list[Any]:
     return [table]
 
 
-def chart(snap: Snapshot, width: int, rows: int) -> list[Text]:
+def chart(snap: Snapshot, width: int, rows: int, *, sweep: bool = False) -> list[Text]:
     """Load (area between its extremes), grid import (line), import limit (dashes) over the last minutes."""
     columns = width - AXIS - 1
     canvas = Canvas(columns, rows)
-    points, merged = _fit(snap.points, canvas.width)
+    points, merged = _fit(snap.points[-(canvas.width - SWEEP_GAP) :] if sweep else snap.points, canvas.width)
     low, high = _range(points, snap.import_limit_w)
+    places = [round(p.t_s * 1e9 / POINT_NS) % canvas.width for p in points] if sweep else []
 
     def y(watts: float) -> int:
         return round((high - watts) / (high - low) * (canvas.height - 1))
 
     first = canvas.width - len(points)
+    places = places or [first + i for i in range(len(points))]
     for x in range(0, canvas.width, 6):
         limit = snap.import_limit_w
         if low <= limit <= high:
             canvas.span(x, y(limit), y(limit), LIMIT)
             canvas.dot(x + 1, y(limit), LIMIT)
     before: Point | None = None
-    for i, point in enumerate(points):
+    for x, point in zip(places, points, strict=True):
         top, bottom = point.load_max_w, point.load_min_w
         if before is not None:  # joined to its neighbour, or a fast edge would look like two dots
             top, bottom = max(top, before.load_min_w), min(bottom, before.load_max_w)
-        canvas.span(first + i, y(top), y(bottom), LOAD)
+        canvas.span(x, y(top), y(bottom), LOAD)
         before = point
-    for i, point in enumerate(points):
-        canvas.clear_cell(first + i, y(point.grid_w))
+    for x, point in zip(places, points, strict=True):
+        canvas.clear_cell(x, y(point.grid_w))
     previous: int | None = None
-    for i, point in enumerate(points):
+    for x, point in zip(places, points, strict=True):
         at = y(point.grid_w)
-        canvas.span(first + i, at if previous is None else previous, at, GRID)
+        canvas.span(x, at if previous is None or x == 0 else previous, at, GRID)
         previous = at
     labels = {0: high, rows - 1: low, rows // 2: (high + low) / 2}
     lines = []
@@ -114,7 +119,7 @@ def chart(snap: Snapshot, width: int, rows: int) -> list[Text]:
         for text, style in runs:
             line.append(text, style)
         lines.append(line)
-    lines.append(_legend(merged, columns))
+    lines.append(_legend(merged, columns, sweep))
     return [Text.assemble(line, no_wrap=True) for line in lines]
 
 
@@ -139,7 +144,7 @@ def _fit(points: list[Point], width: int) -> tuple[list[Point], int]:
     ], merged
 
 
-def _legend(merged: int, columns: int) -> Text:
+def _legend(merged: int, columns: int, sweep: bool) -> Text:
     seconds = columns * 2 * merged * POINT_NS / 1e9
     line = Text(" " * AXIS + "└", "dim", no_wrap=True, end="")
     parts = [("⣿ load ", LOAD), ("━ grid ", GRID), ("╌ import limit ", LIMIT)]
@@ -152,7 +157,7 @@ def _legend(merged: int, columns: int) -> Text:
     for text, style in parts:
         line.append(text, style)
     line.append("─" * max(1, room - room // 2), "dim")
-    line.append(" now", "dim")
+    line.append(" >>>" if sweep else " now", "dim")
     return line
 
 

@@ -129,7 +129,7 @@ class Source:
         snap = Snapshot(
             site=self.site.name,
             mode=mode,
-            words=core.START_NAMES[out["start_step"]] if mode == "STANDBY" else _mode_words(mode),
+            words=core.START_NAMES[out["start_step"]] if mode == "STANDBY" else mode_words(mode),
             up_s=up_s,
             load_w=out["load_w"],
             grid_w=out["grid_p_w"],
@@ -220,7 +220,7 @@ def _slot_words(out: dict[str, Any], inp: dict[str, Any], now_ns: int) -> tuple[
     return name, f"{what}, lease {left_s:.0f} s"
 
 
-def _mode_words(mode: str) -> str:
+def mode_words(mode: str) -> str:
     return {
         "FAULT": "power 0; clears by itself after a clean GRID, else `ballast reset`",
         "GRID": "the battery carries the difference",

@@ -232,13 +232,14 @@ def test_faults_are_found_by_their_id_in_the_audit_trail(tmp_path: Path) -> None
     bench.second(alarms=core.ALM_METER_LOST, limits_active=core.LIM_LEASE | core.LIM_RAMP)
     bench.second(mode=0, alarms=core.ALM_METER_LOST | core.ALM_PCS_LOST)
     bench.second()
-    told = {fault: text for _, _, fault, _, text in reversed(store.fault_events())}
+    told = {row.command: row.text for row in store.faults(0)}
     assert told["meter_lost"] == "meter_lost cleared" and told["pcs_lost"] == "pcs_lost cleared"
     assert told["device_lost"].endswith("does not answer") and told["bus_lost"].endswith("port is gone")
     assert told["ticks_missed"] == "3 missed, 3 in all" and told["lease"].startswith("lease on")
     assert set(told) <= set(BY_ID), "every id stands in the table"
-    assert [r[4] for r in store.fault_events("meter_lost")] == ["meter_lost cleared", "meter_lost: the meter has not answered"]
-    assert all(kind not in ("mode", "start") for _, _, _, kind, _ in store.fault_events())
+    meter = [(r.text, r.over) for r in store.faults(0) if r.command == "meter_lost"]
+    assert meter == [("meter_lost: the meter has not answered", False), ("meter_lost cleared", True)]
+    assert all(r.kind not in ("mode", "start") for r in store.faults(0))
     assert store.audit() == [], "no command of anybody"
 
 
