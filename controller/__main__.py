@@ -40,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     reset = commands.add_parser("reset", help="end a latched FAULT, once its causes are gone")
     for one in (status, top, hold, release, reset):
         one.add_argument("--site", metavar="NAME", help="which site, where several run here")
+    console = commands.add_parser("console", help="log in: in this terminal, over SSH, or on a serial port for good")
+    console.add_argument("--port", metavar="TTY", help="serve this serial port (8N1) until told to end")
+    console.add_argument("--baud", type=int, default=115200, metavar="N", help="its speed (default 115200)")
+    console.add_argument("--idle", type=float, default=600.0, metavar="S", help="log out after so long without a key (default 600)")
+    console.add_argument("--site", metavar="NAME", help="which site, where several run here")
     change.add_parsers(commands)
     evidence.add_parsers(commands)
     commission.add_parser(commands)
@@ -70,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return {
             "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold,
-            "release": _release, "reset": _reset, "version": _version, "test": commission.main,
+            "release": _release, "reset": _reset, "console": _console, "test": _test, "version": _version,
             **dict.fromkeys(evidence.COMMANDS, evidence.main), **dict.fromkeys(change.COMMANDS, change.main),
         }[args.command](args)  # fmt: skip
     except SiteError as e:
@@ -221,6 +226,22 @@ def _reset(args: argparse.Namespace) -> int:
     number = operate.reset(running, open_image(running, writable=True), RealClock())
     print(f"command {number}: reset asked; FAULT ends when its causes are gone (`ballast status` names them)")
     return EXIT_OK
+
+
+def _console(args: argparse.Namespace) -> int:
+    from controller.console.serve import run
+    from controller.problems import Problem
+
+    if not 10 <= args.idle <= 86400:
+        raise SiteError([Problem("", "--idle", args.idle, "is outside 10 to 86400 s", "a console that never logs out is an open door")])
+    return run(args.port, args.baud, args.site, args.idle)
+
+
+def _test(args: argparse.Namespace) -> int:
+    from controller import desk
+    from controller.instance import find
+
+    return commission.main(args, lambda request: desk.ask(find(args.site), request))
 
 
 def _version(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 want=""
 command -v cyclictest >/dev/null || want="$want rt-tests"
 command -v picocom >/dev/null || want="$want picocom"
+command -v minicom >/dev/null || want="$want minicom"
 command -v tmux >/dev/null || want="$want tmux"
 [ -e /usr/include/modbus/modbus.h ] || want="$want libmodbus-dev"
 command -v mbpoll >/dev/null || want="$want mbpoll"

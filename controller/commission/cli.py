@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import signal
 import sys
 from pathlib import Path
@@ -21,14 +20,6 @@ def add_parser(commands: Any) -> None:
     test.add_argument("--list", action="store_true", help="the steps and how they stand")
     test.add_argument("--report", action="store_true", help="write the report as it stands")
     test.add_argument("--site", metavar="NAME", help="which site, where several run here")
-
-
-def _desk(running: Any) -> Any:
-    """The parent's desk, where this build has one; else None: then a person does what it would do."""
-    if not Path(__file__).parents[1].joinpath("desk.py").is_file():
-        return None
-    ask = importlib.import_module("controller.desk").ask
-    return lambda request: ask(running, request)
 
 
 def main(args: argparse.Namespace, ask_desk: Any = None) -> int:
@@ -50,7 +41,7 @@ def main(args: argparse.Namespace, ask_desk: Any = None) -> int:
     site = site_from(directory / "site.json")
     talk = Terminal()
     image = open_image(running, writable=not (args.list or args.report))
-    rig = Rig(running, image, site, remembered(directory, site) or [], RealClock(), talk, ask_desk=ask_desk or _desk(running))
+    rig = Rig(running, image, site, remembered(directory, site) or [], RealClock(), talk, ask_desk=ask_desk)
 
     def gone(*_: object) -> None:
         raise Interrupted("the terminal is gone")

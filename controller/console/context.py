@@ -1,0 +1,283 @@
+"""What a command of the console works on: the site as it runs now (or does not), the person, and their line.
+
+Looked up anew for each command: processes come and go while a session lasts. Commands that only look get the image
+read-only; those that act ask for the writable one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import textwrap
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from controller import instance as instances
+from controller import operate
+from controller.build import site_from
+from controller.clock import Clock
+from controller.console.accounts import Accounts
+from controller.console.line import Cancelled, Line
+from controller.console.presence import Presence
+from controller.instance import Instance, InstanceError
+from controller.site import Site
+from controller.store import TYPED, Store
+
+RENEW_S = 1.0
+
+
+class Refused(Exception):
+    """A command that was not carried out; the message says why and what would do."""
+
+
+class Context:
+    """One session's view of one site."""
+
+    def __init__(self, site_name: str, line: Line, clock: Clock, accounts: Accounts, presence: Presence) -> None:
+        self.site_name, self.line, self.clock, self.accounts, self.presence = site_name, line, clock, accounts, presence
+        self.state = instances.state_directory(site_name)
+        self.instance: Instance | None = None
+        self.image: Any = None  # read-only; None while nothing runs
+        self.site: Site | None = None
+        self.why_not = ""  # why there is no instance
+        self.keeper: Keeper | None = None
+        self.standing: dict[str, str] = {}  # faults that this person has been told of: id -> text
+        self.trial: tuple[int, int] | None = None  # id of our settings on trial, and when it goes back by itself
+        self._scribe = Scribe(self)
+        self._scribe.start()
+        self._key: tuple[int, int] | None = None
+
+    @property
+    def user(self) -> str:
+        """Who is logged in."""
+        return self.presence.own.user
+
+    @property
+    def author(self) -> str:
+        """For the audit trail: who, and on which line."""
+        return f"{self.user} on {self.presence.own.line}"
+
+    # ---- the site
+
+    def refresh(self) -> None:
+        """The instance, image and settings of this moment."""
+        try:
+            found = instances.find(self.site_name)
+        except InstanceError as e:
+            self.instance, self.image, self.site, self._key, self.why_not = None, None, None, None, str(e)
+            return
+        self.instance = found
+        key = (found.run, found.image_fd)
+        try:
+            if key != self._key:
+                self.image = instances.open_image(found, writable=False)
+                self._key = key
+            self.site = site_from(Path(found.directory) / "site.json")
+        except (InstanceError, OSError, ValueError, KeyError) as e:
+            self.instance, self.image, self.site, self._key, self.why_not = None, None, None, None, str(e)
+
+    def running(self) -> tuple[Instance, Any, Site]:
+        """Instance, image and site; Refused in words where nothing runs."""
+        if self.instance is None or self.site is None:
+            raise Refused(f"nothing runs: {self.why_not}")
+        return self.instance, self.image, self.site
+
+    def writable(self) -> tuple[Instance, Any, Site]:
+        """As `running`, with an image that may be written."""
+        instance, _, site = self.running()
+        try:
+            return instance, instances.open_image(instance, writable=True), site
+        except InstanceError as e:
+            raise Refused(str(e)) from None
+
+    def latest(self) -> dict[str, Any]:
+        """The newest tick; Refused before the first."""
+        _, image, _ = self.running()
+        row = image.latest()
+        if row is None:
+            raise Refused("control has not made its first tick yet: `log` tells what it waits for")
+        return dict(row)
+
+    @property
+    def store_path(self) -> Path:
+        """History and audit trail: those of the run, or of the site's last one."""
+        return Path(self.instance.store) if self.instance is not None else self.state / "history.sqlite"
+
+    @contextlib.contextmanager
+    def store(self) -> Any:
+        """The store, for reading; Refused where there is none."""
+        try:
+            opened = Store(self.store_path, self.instance.run if self.instance else 0, readonly=True)
+        except OSError as e:
+            raise Refused(f"{e}: there is no history here yet, or its disk is gone") from None
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+    # ---- the person
+
+    def confirm(self, question: str) -> None:
+        """Goes on only after "yes"; Refused otherwise."""
+        if self.line.read_line(f"{question} [yes/no] ").strip().lower() not in ("yes", "y"):
+            raise Refused("not done")
+
+    def page(self, lines: Iterable[str]) -> None:
+        """Prints; on a terminal that knows its height, a screenful at a time (space: the next, Enter: a line, q: enough)."""
+        shown, room = 0, self.line.height - 2 if self.line.vt else 0
+        for text in lines:
+            for part in (p for whole in text.split("\n") for p in wrap(whole, self.line.width)):
+                if room and shown >= room:
+                    more = self._more()
+                    if not more:
+                        return
+                    shown = 0 if more > 1 else room - 1
+                self.line.say(part)
+                shown += 1
+
+    def _more(self) -> int:
+        """0: enough, 1: a line, 2: a screenful."""
+        self.line.write("-- more: space, Enter; q ends --")
+        try:
+            while not (key := self.line.key(3600.0)):
+                pass
+        finally:
+            self.line.write("\r" + " " * 33 + "\r")
+        if key == "\x03":
+            raise Cancelled
+        return {"q": 0, "Q": 0, "\r": 1, "\n": 1}.get(key, 2)
+
+    def news(self) -> Iterable[str]:
+        """What a person should hear before the next prompt."""
+        if self.keeper is not None and self.keeper.lost:
+            self.drop()
+            yield "your setpoint is no longer in force: another one took its place, or control was away for longer than its lease"
+        if self.trial is not None and self.trial_left_s() <= 0:
+            self.trial = None
+            yield "the settings on trial were not confirmed in time: the old values are back"
+        from controller.console import standing  # it works on a Context
+
+        self.refresh()
+        now = standing.now_standing(self)
+        for fault, text in now.items():
+            if fault not in self.standing:
+                yield from wrap(f"ALARM {fault}: {text}; `alarms` tells what to do", self.line.width)
+        for fault in self.standing:
+            if fault not in now:
+                yield f"{fault} is gone"
+        self.standing = now
+
+    def trial_left_s(self) -> float:
+        """Until our settings on trial go back."""
+        return 0.0 if self.trial is None else max(0.0, (self.trial[1] - self.clock.monotonic_ns()) / 1e9)
+
+    # ---- the audit trail
+
+    def audit(self, command: str, text: str) -> None:
+        """A command with its author, on the disk when this returns; a disk that takes nothing stops nobody."""
+        with contextlib.suppress(OSError):
+            store = Store(self.store_path, self.instance.run if self.instance is not None else 0)
+            try:
+                store.add_audit(self.clock.wall_s(), self.author, command, None, None, text)
+            finally:
+                store.close()
+
+    def typed(self, text: str, *, refused: bool = False) -> None:
+        """What was typed, for the trail; later, so that nobody waits for a disk to see a prompt."""
+        self._scribe.note(text[:200] + (" (refused)" if refused else ""))
+
+    def close(self) -> None:
+        """Writes what is still to be written."""
+        self._scribe.end()
+
+    # ---- what ends with the log-in
+
+    def keep(self, image: Any, number: int) -> None:
+        """Renews the setpoint of that id until log-out."""
+        self.drop()
+        self.keeper = Keeper(image, number, self.clock)
+        self.keeper.start()
+
+    def drop(self) -> None:
+        """Renews nothing any more."""
+        if self.keeper is not None:
+            self.keeper.end()
+            self.keeper = None
+            self.presence.holds("")
+
+    def end(self) -> None:
+        """Log-out, whatever the reason: a setpoint given here ends now, not three seconds later."""
+        keeper = self.keeper
+        self.drop()
+        if keeper is None:
+            return
+        self.refresh()
+        with contextlib.suppress(Refused, InstanceError):
+            instance, image, _ = self.writable()
+            now = operate.word(image, self.clock)
+            if now is not None and now.id == keeper.number:
+                operate.release(instance, image, self.clock, f"{self.author} (log-out)")
+
+
+class Keeper(threading.Thread):
+    """Renews one setpoint once a second; ends by itself when another one stands in its place."""
+
+    def __init__(self, image: Any, number: int, clock: Clock) -> None:
+        super().__init__(name="setpoint", daemon=True)
+        self.image, self.number, self.clock = image, number, clock
+        self.lost = False
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        """The thread's work."""
+        while not self._stop_asked.wait(RENEW_S):
+            with contextlib.suppress(InstanceError):  # somebody else is writing: the next second
+                if not operate.renew(self.image, self.number, self.clock):
+                    self.lost = True
+                    return
+
+    def end(self) -> None:
+        """Renews no more."""
+        self._stop_asked.set()
+        self.join(2 * RENEW_S)
+
+
+class Scribe(threading.Thread):
+    """Writes typed lines into the audit trail in its own time: at most 100 wait, what is more is counted."""
+
+    def __init__(self, ctx: Context) -> None:
+        super().__init__(name="scribe", daemon=True)
+        self.ctx = ctx
+        self._rows: queue.Queue[str | None] = queue.Queue(100)
+        self._lost = 0
+
+    def note(self, text: str) -> None:
+        """One line."""
+        try:
+            self._rows.put_nowait(text)
+        except queue.Full:
+            self._lost += 1
+
+    def run(self) -> None:
+        """The thread's work."""
+        while (text := self._rows.get()) is not None:
+            lost, self._lost = self._lost, 0
+            self.ctx.audit(TYPED, text + (f" (and {lost} lines that the disk was too slow for)" if lost else ""))
+
+    def end(self) -> None:
+        """After the last line, at most a few seconds later."""
+        with contextlib.suppress(queue.Full):
+            self._rows.put(None, timeout=1.0)
+        self.join(5.0)
+
+
+def wrap(text: str, width: int) -> Sequence[str]:
+    """Lines of at most `width` - 1 characters, continued under their own indent."""
+    room = max(20, width - 1)
+    if len(text) <= room:
+        return [text]
+    indent = " " * min(len(text) - len(text.lstrip()) + 2, 24)
+    return textwrap.wrap(text, room, subsequent_indent=indent, drop_whitespace=True, break_on_hyphens=False, tabsize=2,
+                         replace_whitespace=False) or [""]  # fmt: skip

@@ -1,0 +1,354 @@
+"""Commands: who may what, what each shows, what each does; and that nothing is half done."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from _core import image as core
+from controller import operate
+from controller.console.accounts import ROLES
+from controller.console.commands import markdown
+from controller.console.context import Refused
+from tests.controller.console.world import TABLE, World, say
+
+# The matrix, by hand: what each role may, beyond what the role before it may.
+MATRIX = {
+    "viewer": """status why alarms events top trend mode limit devices buses plan log who help terminal exit logout passwd
+        settings_get settings_diff settings_dump""",
+    "operator": """hold release setpoint limit_import limit_export limit_charge limit_discharge limit_soc_min limit_soc_max limit_off
+        mode_standby mode_auto reset ack record_freeze""",
+    "engineer": """settings_set settings_confirm settings_back settings_load settings_save test restart_control restart_supervisor plant
+        user_list user_add user_remove""",
+}
+NEEDED = {
+    "trend": "load_w", "setpoint": "1kW", "ack": "all", "settings save": "/tmp/x", "settings set": "a 1", "user add": "x viewer",
+    "user remove": "x",
+} | {f"limit {k}": "0.5" for k in ("import", "export", "charge", "discharge", "soc_min", "soc_max")}  # fmt: skip
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(tmp_path, monkeypatch)
+    made.people()
+    yield made
+    made.end()
+
+
+def row(world: World) -> dict[str, float]:
+    return dict(world.sim.image.latest()["out"])
+
+
+def test_the_matrix_names_every_command_once() -> None:
+    named = [word.replace("_", " ", 1) for words in MATRIX.values() for word in words.split()]
+    assert sorted(named) == sorted(TABLE.rows)
+
+
+@pytest.mark.parametrize("user", ["vera", "otto", "anna"])
+def test_roles_times_commands(world: World, monkeypatch: pytest.MonkeyPatch, user: str) -> None:
+    """Each command, typed by each role: it runs, or it is refused for the role and nothing of it ran."""
+    ctx, _ = world.context(user)
+    ran: list[str] = []
+    for name, command in TABLE.rows.items():
+        monkeypatch.setitem(TABLE.rows, name, command.__class__(**{**vars(command), "run": lambda c, w, n=name: ran.append(n)}))
+    rank = ROLES.index(ctx.presence.own.role)
+    for level, (role, words) in enumerate(MATRIX.items()):
+        for word in words.split():
+            name = word.replace("_", " ", 1)
+            before = len(ran)
+            text = f"{name} {NEEDED.get(name, '')}"
+            if level <= rank:
+                TABLE.run(ctx, text)
+                assert ran[before:] == [name]
+            else:
+                with pytest.raises(Refused, match=f"needs the role {role}"):
+                    TABLE.run(ctx, text)
+                assert len(ran) == before
+
+
+def test_a_removed_account_may_nothing_more(world: World) -> None:
+    ctx, _ = world.context("otto")
+    world.accounts.remove("otto")
+    with pytest.raises(Refused, match="is gone"):
+        TABLE.run(ctx, "hold 0")
+    assert operate.word(world.sim.image, world.clock) is None
+
+
+LOOKS = [n for n, c in TABLE.rows.items() if c.role == "viewer" and n not in ("top", "exit", "logout", "passwd", "log")]
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_every_command_that_looks_shows_something_and_fits_the_line(world: World, name: str) -> None:
+    world.answer = lambda request: {
+        "ok": True, "file": "builtin", "pending": None,
+        "values": {"grid.import_limit_w": 445e3, "battery.soc_min": 0.1, "bus.a.port": "virtual"},
+    }  # fmt: skip
+    ctx, person = world.context("vera", width=80)
+    text = say(ctx, person, f"{name} {NEEDED.get(name, '')}")
+    assert text.strip()
+    assert all(len(part) < 80 for part in text.split("\n")), max(text.split("\n"), key=len)
+
+
+def test_status_and_why_tell_mode_power_and_the_way_on(world: World) -> None:
+    ctx, person = world.context("vera")
+    text = say(ctx, person, "status")
+    assert "GRID" in text and "healthy" in text and "SoC 50.0 %" in text
+    text = say(ctx, person, "why")
+    assert "reference of grid import" in text and "May discharge" in text and "bounded by bms_discharge" in text
+
+
+# ---------------------------------------------------------------- to act
+
+
+def test_hold_acts_in_the_engine_and_stands_in_the_trail_with_its_author(world: World) -> None:
+    ctx, person = world.context("otto")
+    text = say(ctx, person, "hold 20 kW for 10min")
+    assert "+20.0 kW for 600 s" in text
+    world.run_s(15)
+    assert row(world)["p_cmd_w"] == pytest.approx(20e3) and row(world)["slot"] == core.SLOT_OPERATOR
+    assert "otto on pair: hold: battery held at 20000 W for 600 s" in say(ctx, person, "events hold")
+    assert "+20.0 kW" in say(ctx, person, "who")
+    say(ctx, person, "release")
+    world.run_s(1)
+    assert row(world)["slot"] == -1
+
+
+def test_a_hold_of_zero_is_anybodys_and_the_rest_has_one_holder(world: World) -> None:
+    (otto, p1), (anna, p2) = world.context("otto"), world.context("anna")
+    say(otto, p1, "hold 20kW")
+    for text in ("hold 10kW", "release", "setpoint 5kW", "setpoint grid 5kW"):
+        with pytest.raises(Refused, match=r"otto on pair.*force"):
+            TABLE.run(anna, text)
+    assert operate.word(world.sim.image, world.clock).value_w == 20e3
+    say(anna, p2, "hold 10kW force")
+    assert operate.word(world.sim.image, world.clock).value_w == 10e3
+    say(otto, p1, "hold 0")
+    assert operate.word(world.sim.image, world.clock).value_w == 0.0
+
+
+def test_a_setpoint_lives_as_long_as_its_log_in(world: World) -> None:
+    ctx, person = world.context("otto")
+    say(ctx, person, "setpoint grid +5kW")
+    now = operate.word(world.sim.image, world.clock)
+    assert now is not None and now.kind == core.SP_BASE and now.left_s <= 3.0
+    assert ctx.keeper is not None
+    for _ in range(4):  # what its thread does once a second
+        world.run_s(1)
+        assert operate.renew(world.sim.image, ctx.keeper.number, world.clock)
+    assert row(world)["slot"] == core.SLOT_OPERATOR
+    ctx.end()
+    assert operate.word(world.sim.image, world.clock) is None
+    world.run_s(1)
+    assert row(world)["slot"] == -1
+
+
+def test_a_setpoint_whose_line_died_with_its_process_ends_within_its_lease(world: World) -> None:
+    ctx, person = world.context("otto")
+    say(ctx, person, "setpoint 20kW")
+    assert ctx.keeper is not None
+    ctx.keeper.end()  # killed: nobody renews
+    world.run_s(3.2)
+    assert operate.word(world.sim.image, world.clock) is None and row(world)["slot"] == -1
+
+
+def test_a_setpoint_that_another_replaced_is_not_renewed(world: World) -> None:
+    (otto, p1), (anna, p2) = world.context("otto"), world.context("anna")
+    say(otto, p1, "setpoint 20kW")
+    number = otto.keeper.number
+    say(anna, p2, "hold 5kW force")
+    assert not operate.renew(world.sim.image, number, world.clock)
+    otto.keeper.lost = True
+    assert any("no longer in force" in text for text in otto.news())
+    otto.end()
+    assert operate.word(world.sim.image, world.clock).value_w == 5e3, "log-out takes nobody else's away"
+
+
+def test_limits_tighten_end_and_say_who(world: World) -> None:
+    ctx, person = world.context("otto")
+    say(ctx, person, "limit import 395kW for 10min")
+    world.run_s(2)
+    assert world.sim.image.latest()["lim"]["import_limit_w"] == 395e3
+    say(ctx, person, "limit soc_min 40%")
+    world.run_s(1)
+    lim = world.sim.image.latest()["lim"]
+    assert (lim["import_limit_w"], lim["soc_min"]) == (395e3, 0.4), "the second leaves the first standing"
+    text = say(ctx, person, "limit")
+    assert "395.0 kW" in text and text.count("set by an operator") == 2
+    assert "operator" in say(ctx, person, "status")
+    say(ctx, person, "limit import 900kW")
+    world.run_s(1)
+    assert world.sim.image.latest()["lim"]["import_limit_w"] == 445e3, "it never loosens"
+    say(ctx, person, "limit off")
+    world.run_s(1)
+    assert world.sim.image.latest()["lim"]["soc_min"] == 0.1
+
+
+def test_standby_ramps_down_and_stays_and_auto_starts_again(world: World) -> None:
+    ctx, person = world.context("otto")
+    say(ctx, person, "hold 20kW")
+    world.run_s(15)
+    say(ctx, person, "mode standby")
+    world.run_s(30)
+    assert row(world)["mode"] == core.MODE_STOP and row(world)["p_cmd_w"] == 0.0
+    assert "held in standby by an operator" in say(ctx, person, "status") + say(ctx, person, "why")
+    say(ctx, person, "release")
+    say(ctx, person, "mode auto")
+    world.run_s(15)
+    assert row(world)["mode"] == core.MODE_GRID
+
+
+def test_alarms_stand_are_seen_and_go(world: World) -> None:
+    ctx, person = world.context("otto")
+    assert "no alarms" in say(ctx, person, "alarms")
+    world.sim.plant.set("pcs.fault", 1)
+    world.run_s(3)
+    text = say(ctx, person, "alarms")
+    assert "critical" in text and "pcs_fault" in text and "STANDS" in text and "not seen yet" in text and "do: " in text
+    say(ctx, person, "ack pcs_fault")
+    world.clock.wall_at_0_s += 0.001
+    assert "seen by otto" in say(ctx, person, "alarms")
+    assert "pcs_fault" in say(ctx, person, "why") and "FAULT" in say(ctx, person, "status")
+    world.sim.plant.set("pcs.fault", 0)
+    world.run_s(3)
+    say(ctx, person, "reset")
+    world.run_s(15)
+    assert "no alarms" in say(ctx, person, "alarms"), "it has gone, and was seen"
+    world.sim.plant.set("pcs.fault", 1)
+    world.run_s(3)
+    world.sim.plant.set("pcs.fault", 0)
+    world.run_s(3)
+    say(ctx, person, "reset")
+    world.run_s(15)
+    text = say(ctx, person, "alarms")
+    assert "pcs_fault" in text and "gone" in text and "not seen yet" in text, "it came again, and nobody has seen that"
+    with pytest.raises(Refused, match="no alarm meter_lost"):
+        TABLE.run(ctx, "ack meter_lost")
+
+
+def test_a_dead_supervisor_and_a_dead_control_are_said_and_what_is_lost(world: World) -> None:
+    ctx, person = world.context("otto")
+    world.instance.supervisor_pid = 0
+    world.instance.write()
+    text = say(ctx, person, "status")
+    assert "The supervisor is not running" in text and "supervisor_lost" in text
+    say(ctx, person, "hold 5kW")
+    world.run_s(8)
+    assert row(world)["p_cmd_w"] == pytest.approx(5e3), "and the operator's word acts"
+    world.instance.control_pid = 0
+    world.instance.write()
+    world.clock.t_ns += 5 * 10**9
+    text = say(ctx, person, "status")
+    assert "CONTROL IS NOT RUNNING" in text and "Lost with it" in text and "OLD" in text and "control_lost" in say(ctx, person, "alarms")
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_a_trial_is_announced_confirmed_or_taken_back(world: World) -> None:
+    ctx, person = world.context("anna")
+    pending = {"id": 7, "who": "anna on pair", "left_s": 50.0, "how": "live", "changes": {"grid.import_limit_w": [445e3, 44e4]}}
+
+    def answer(request: dict) -> dict:
+        if request["do"] == "try":
+            return {"ok": True, "id": 7, "how": "live", "seconds": 60, "changes": pending["changes"]}
+        if request["do"] == "settings":
+            return {"ok": True, "file": "x", "values": {"grid.import_limit_w": 44e4}, "pending": pending}
+        return {"ok": True, "written": "site.toml", "note": "written to site.toml"}
+
+    world.answer = answer
+    text = say(ctx, person, "settings set grid.import_limit_w 440 kW")
+    assert world.asked[-1]["changes"] == {"grid.import_limit_w": "440 kW"} and world.asked[-1]["who"] == "anna on pair"
+    assert "445000 W -> 440000 W" in text and "`settings confirm` keeps it" in text
+    assert "on trial by anna" in say(ctx, person, "settings get grid.import_limit_w")
+    assert "kept; written to site.toml" in say(ctx, person, "settings confirm")
+    assert world.asked[-1] == {"do": "confirm", "who": "anna on pair", "id": 7} and ctx.trial is None
+    say(ctx, person, "settings set grid.import_limit_w=440kW grid.ramp_up_w_per_s=1000 for 30s")
+    assert world.asked[-1]["changes"] == {"grid.import_limit_w": "440kW", "grid.ramp_up_w_per_s": "1000"}
+    assert world.asked[-1]["seconds"] == 30
+    world.clock.t_ns += 31 * 10**9
+    assert list(ctx.news()) == ["the settings on trial were not confirmed in time: the old values are back"]
+
+
+def test_what_the_desk_refuses_is_said_as_a_site_file_would_say_it(world: World) -> None:
+    ctx, _ = world.context("anna")
+    problem = {"file": "site.toml", "key": "grid.import_limit_w", "value": 9e9}
+    problem |= {"why": "is outside 0 to 1e+08 W", "remedy": "write less"}
+    world.answer = lambda request: {"ok": False, "problems": [problem, problem | {"key": "x.y", "why": "unknown key"}]}
+    with pytest.raises(Refused, match=r"(?s)site.toml: grid.import_limit_w = 9e\+09: is outside.*x\.y = .*unknown key"):
+        TABLE.run(ctx, "settings set grid.import_limit_w=9e9 x.y=1")
+
+
+def test_pasted_settings_are_one_trial_or_nothing(world: World) -> None:
+    ctx, person = world.context("anna")
+    values = {"a.b": 1.0, "c.d": "text"}
+    world.answer = lambda request: {
+        "ok": True, "file": "x", "values": values, "pending": None, "id": 1, "how": "live", "changes": {},
+    }  # fmt: skip
+    person.type('# a comment\r\na.b = 1\r\nc.d = "other"  # why\r\n.\r\n')
+    say(ctx, person, "settings load")
+    assert world.asked[-1]["changes"] == {"c.d": "other"}, "what does not differ is not tried"
+    person.type("a.b = 2\r\nnonsense\r\n")
+    before = len(world.asked)
+    with pytest.raises(Refused, match="nothing was changed"):
+        TABLE.run(ctx, "settings load")
+    assert len(world.asked) == before
+
+
+# ---------------------------------------------------------------- hostile lines
+
+
+def test_ten_thousand_fuzzed_lines_change_nothing_but_whole_commands(world: World) -> None:
+    """Lines made of commands with letters flipped, cut, doubled: each is a whole command or is refused; nothing breaks."""
+    rng = random.Random(20261124)
+    ctx, person = world.context("anna")
+    asking = ("top", "test", "restart", "passwd", "user", "exit", "logout", "terminal")  # they talk to the person
+    good = [c.line for c in TABLE.rows.values()]
+    good += ["hold 20kW for 10min force", "settings set grid.import_limit_w 440kW", "limit import 400kW"]
+    good = [g for g in good if not g.startswith((*asking, "settings load"))]
+    world.answer = lambda request: {"ok": False, "problems": [{"file": "", "key": "", "value": None, "why": "no", "remedy": ""}]}
+    refused = carried_out = 0
+    for k in range(10_000):
+        text = list(rng.choice(good))
+        for _ in range(rng.randint(0, 4)):
+            at = rng.randrange(len(text) + 1)
+            what = rng.randrange(4)
+            if what == 0 and text:
+                text[at - 1] = chr(rng.randrange(0x250))
+            elif what == 1 and text:
+                del text[at - 1]
+            elif what == 2:
+                text.insert(at, rng.choice("\"'\\ \t;|&$(){}\x00\x1b\r0123456789-+eE.%kWMW"))
+            else:
+                text = text[:at]
+        line = "".join(text)
+        if (line.split()[:1] and line.split()[0].lower() in asking) or "load" in line:
+            continue
+        try:
+            TABLE.run(ctx, line)
+            carried_out += 1
+        except Refused:
+            refused += 1
+        if k % 500 == 0:
+            with person.lock:
+                person.got = b""
+            world.run_s(0.05)
+    assert refused > 3000 and carried_out > 500
+    assert row(world)["mode"] in (core.MODE_GRID, core.MODE_STOP, core.MODE_STANDBY), "parked or not, by what the fuzz typed"
+    out = row(world)
+    assert out["p_min_w"] <= out["p_cmd_w"] <= out["p_max_w"]
+
+
+def test_a_line_with_what_nobody_types_is_refused_whole(world: World) -> None:
+    ctx, _ = world.context("anna")
+    for text in ("hold 20kW\x00", "hold\x1b[A 20kW", "hold 20kW\u202e", "hold '20kW", "x " * 30, "hold 20kW \x07"):
+        with pytest.raises(Refused):
+            TABLE.run(ctx, text)
+    assert operate.word(world.sim.image, world.clock) is None
+
+
+def test_the_page_of_commands_is_made_from_the_table() -> None:
+    page = Path(__file__).parents[3] / "docs" / "console.md"
+    assert markdown(TABLE) in page.read_text(), "python -m controller.console > the table in docs/console.md"

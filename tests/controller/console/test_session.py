@@ -1,0 +1,261 @@
+"""Sessions from the first byte to the last: log-in, prompt, and every way a line can end."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controller import operate
+from controller.console import presence
+from tests.controller.console.wires import Person
+from tests.controller.console.world import PASSWORDS, TABLE, World
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(tmp_path, monkeypatch)
+    yield made
+    made.end()
+
+
+def until(what: object, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def terminal(person: Person) -> None:
+    """The far end is a VT100 with UTF-8, 80 x 24: it answers as long as the test lives."""
+
+    def answer() -> None:
+        seen = 0
+        while True:
+            with person.lock:
+                asked = len(re.findall(rb"\x1b\[6n", person.got))
+            for k in range(seen, asked):
+                person.type(b"\x1b[1;2R" if k % 2 == 0 else b"\x1b[24;80R")
+            seen = asked
+            time.sleep(0.01)
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+def log_in(person: Person, user: str, password: str | None = None) -> None:
+    until(lambda: person.got.endswith((b"Press Enter.\r\n", b"user: ")))
+    if not person.got.endswith(b"user: "):
+        person.type("\r")
+    until(lambda: person.got.endswith(b"user: "))
+    person.type(f"{user}\r")
+    until(lambda: person.got.endswith(b"password: "))
+    person.type((password or PASSWORDS[user]) + "\r")
+
+
+def test_the_first_start_demands_a_password_and_there_is_none_before(world: World) -> None:
+    person, _ = world.console()
+    person.sees("Press Enter")
+    person.type("\r")
+    person.sees("nobody has an account")
+    person.type("anna\r")
+    person.sees("password: ")
+    person.type("12345678\r")
+    person.type("12345678\r")
+    since = person.mark
+    person.sees("first thing anybody would try")
+    assert world.accounts.empty()
+    until(lambda: person.got.endswith(b"user name: "))
+    person.type("anna\r")
+    person.type("three small words\rthree small words\r")
+    person.sees("anna, engineer.", since=since)
+    assert world.accounts.users() == {"anna": "engineer"}
+    assert "three small words" not in person.got.decode()
+
+
+def test_wrong_passwords_are_slowed_down_and_said(world: World) -> None:
+    world.people()
+    person, _ = world.console()
+    for _ in range(3):
+        since = person.mark
+        log_in(person, "otto", "not the one")
+        person.sees("user or password is wrong", since=since)
+    person.sees("wait 2 s before the next try")
+    since = person.mark
+    log_in(person, "otto")
+    person.sees("too many wrong passwords", since=since)
+    assert not presence.here(world.state), "the right one is refused while it has to wait"
+
+
+def test_a_session_on_a_dumb_terminal(world: World) -> None:
+    world.people()
+    person, _ = world.console()
+    log_in(person, "otto")
+    text = person.sees("builtin GRID>")
+    assert "site builtin   GRID" in text and "otto, operator." in text and text.partition("user: ")[2].isascii()
+    person.type("hold 20kW for 1min\r")
+    person.sees("battery held at +20.0 kW")
+    assert operate.word(world.sim.image, world.clock) is not None or world.sim.image.setpoint(0)["value_w"] == 20e3
+    person.type("settings set a.b 1\r")
+    person.sees("needs the role engineer; otto is operator")
+    person.type("exit\r")
+    person.sees("logged out")
+    until(lambda: not presence.here(world.state))
+    rows = [r.text for r in _trail(world, "otto")]
+    assert any("hold" in t or "held at" in t for t in rows) and "operator" in rows
+    typed = [r.text for r in _trail(world, "typed")]
+    assert "hold 20kW for 1min" in typed and "settings set a.b 1 (refused)" in typed
+
+
+def _trail(world: World, word: str) -> list:
+    from controller.store import Store
+
+    store = Store(world.state / "history.sqlite", readonly=True)
+    try:
+        return store.trail(100, word)
+    finally:
+        store.close()
+
+
+def test_editing_completion_and_history_on_a_vt100(world: World) -> None:
+    world.people()
+    person, _ = world.console()
+    terminal(person)
+    log_in(person, "vera")
+    person.sees("builtin GRID>")
+    since = person.mark
+    person.type("stat\t\r")
+    person.sees("NOT HEALTHY", since=since)
+    since = person.mark
+    person.type("whx\x7f")
+    person.type("y\r")
+    person.sees("May discharge", since=since)
+    since = person.mark
+    person.type("\x1b[A\r")
+    person.sees("May discharge", since=since)
+    since = person.mark
+    person.type("garbage\x03")
+    person.type("who\r")
+    text = person.sees("(you)", since=since)
+    assert "is no command" not in text
+    person.type("\x04")
+    person.sees("logged out")
+
+
+def test_what_cannot_wait_is_said_above_the_line_being_typed(world: World) -> None:
+    world.people()
+    person, _ = world.console()
+    terminal(person)
+    log_in(person, "vera")
+    person.sees("builtin GRID>")
+    person.type("wh")
+    since = person.mark
+    world.instance.supervisor_pid = 0
+    world.instance.write()
+    person.sees("ALARM supervisor_lost", since=since)
+    person.type("o\r")
+    person.sees("(you)", since=since)
+    world.instance.supervisor_pid = world.instance.pid
+    world.instance.write()
+    person.sees("supervisor_lost is gone", since=since)
+
+
+def test_a_long_answer_stops_at_each_screenful(world: World) -> None:
+    world.people()
+    person, _ = world.console()
+    terminal(person)
+    log_in(person, "anna")
+    person.sees("builtin GRID>")
+    since = person.mark
+    person.type("help\r")
+    text = person.sees("-- more", since=since)
+    assert text.count("\n") <= 24
+    person.type(" ")
+    until(lambda: person.got.count(b"-- more") == 2)
+    person.type("q")
+    person.sees("builtin GRID>", since=person.mark - 100)
+
+
+def test_a_cable_pulled_in_mid_command_does_half_of_nothing(world: World) -> None:
+    world.people()
+    person, thread = world.console()
+    terminal(person)
+    log_in(person, "otto")
+    person.sees("builtin GRID>")
+    person.type("setpoint 20kW\r")
+    person.sees("until `setpoint off`")
+    since = person.mark
+    person.type("hold 100kW for 10min")
+    person.sees("10min", since=since)
+    person.hang_up()
+    thread.join(10)
+    assert not thread.is_alive()
+    slot = world.sim.image.setpoint(0)
+    assert slot["kind"] == operate.SP_NONE, "neither the hold that was not sent, nor the setpoint of the log-in that is gone"
+    assert not presence.here(world.state)
+    assert any("line lost" in r.text for r in _trail(world, "otto"))
+
+
+def test_nobody_typing_logs_out_and_takes_the_setpoint_along(world: World) -> None:
+    world.people()
+    person, _ = world.console(idle_s=1.5)
+    log_in(person, "otto")
+    person.type("setpoint 20kW\r")
+    person.sees("until `setpoint off`")
+    person.sees("nobody typed: logged out")
+    until(lambda: world.sim.image.setpoint(0)["kind"] == operate.SP_NONE)
+
+
+@pytest.mark.parametrize("vt", [False, True])
+def test_a_flood_of_noise_is_thrown_away_and_the_session_lives(world: World, vt: bool) -> None:
+    world.people()
+    person, _ = world.console()
+    if vt:
+        terminal(person)
+    log_in(person, "anna")
+    person.sees("builtin GRID>")
+    since = person.mark
+    person.type("hold 1")  # what was begun must not be ended by noise
+    person.type(b"\xaa\x1b\x55" * 40_000)
+    person.sees("were thrown away", since=since)
+    since = person.mark
+    person.type("who\r")
+    person.sees("(you)", since=since)
+    assert world.sim.image.setpoint(0)["kind"] == operate.SP_NONE
+
+
+def test_a_fault_of_ours_in_a_command_leaves_the_console_to_the_person(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.people()
+    broken = TABLE.rows["status"].__class__(**{**vars(TABLE.rows["status"]), "run": lambda ctx, words: 1 / 0})
+    person, _ = world.console()
+    monkeypatch.setattr("controller.console.session.table", lambda: TABLE)
+    monkeypatch.setitem(TABLE.rows, "status", broken)
+    person, _ = world.console()
+    log_in(person, "vera")
+    person.type("status\r")
+    person.sees("failed inside ballast (ZeroDivisionError")
+    since = person.mark
+    person.type("who\r")
+    person.sees("(you)", since=since)
+
+
+def test_two_at_once_see_each_other_and_who_holds_what(world: World) -> None:
+    world.people()
+    first, _ = world.console()
+    log_in(first, "otto")
+    first.type("setpoint 20kW\r")
+    first.sees("until `setpoint off`")
+    # presence is one entry a process; the second person sits at another one
+    seen = [s for s in presence.here(world.state) if s.user == "otto"]
+    assert seen and seen[0].holds == "setpoint: battery at +20.0 kW" and seen[0].line == "pair"
+
+
+def test_a_damaged_account_file_says_what_to_do(world: World) -> None:
+    world.people()
+    world.accounts.path.write_text("{")
+    person, _ = world.console()
+    person.type("\r")
+    person.sees("As root: restore it")
