@@ -48,7 +48,7 @@ ctypedef struct CanFrame:
 
 ctypedef struct SigRow:         # value = sign * (raw * scale + offset)
     int32_t start               # start bit, DBC numbering
-    int32_t length              # 1..64
+    int32_t length              # 1..64; 0: the constant `offset`
     int32_t big                 # Motorola
     int32_t is_signed
     int32_t is_float            # length 32 or 64

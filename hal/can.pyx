@@ -96,6 +96,9 @@ cdef int can_decode(const SigRow* row, const uint8_t* data, int n, double* value
     cdef double x
     cdef int i
     value[0] = NAN
+    if row.length == 0:         # a constant, true while the frame comes
+        value[0] = row.offset
+        return S_OK
     if row.mux_length:
         if can_last_byte(row.mux_start, row.mux_length, row.mux_big) >= n:
             return S_SHORT

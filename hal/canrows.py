@@ -121,6 +121,7 @@ class Received:
     counter: Counter | None = None
     checksum: Checksum | None = None
     identity: tuple[tuple[Place, int], ...] = ()  # bits that must hold a value: another device is never believed
+    lost_ms: float = 3000.0  # older: what it feeds is bad
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,10 @@ class Transmit:
 
 @dataclass(frozen=True)
 class CanMap(DeviceMap):
-    """A CAN device as data. `lost_ms`: a frame older than this makes its groups bad; `unit_offset`: added to every id
-    for each unit above 1."""
+    """A CAN device as data. `unit_offset`: added to every id for each unit above 1."""
 
     frames: tuple[Received, ...] = ()
     transmits: tuple[Transmit, ...] = ()
-    lost_ms: float = 3000.0
     unit_offset: int = 0
 
     def signals(self) -> set[str]:
