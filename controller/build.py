@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from controller import site as sites
 from controller.problems import Problem, SiteError
 from controller.settings import ROLES, Value
 from controller.site import Bus, Device, Site
+from hal.canplan import BITRATES, CanSpec
+from hal.canrows import CanMap
 from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
 from hal.profile import ProfileError, load_profile
 from hal.rows import DeviceMap
@@ -45,10 +49,34 @@ def _profile_problems(site: Site) -> list[Problem]:
     for device in site.devices:
         try:
             if device.role in ROLES:
-                _offline_map(site, device)
+                problems += _transport_problems(site, device, _offline_map(site, device))
         except SiteError as e:
             problems += e.problems
     return problems
+
+
+def _transport_problems(site: Site, device: Device, found: DeviceMap) -> list[Problem]:
+    """A device's map against its bus: both CAN or neither, and frames that come often enough for the times of the site."""
+    bus = next((b for b in site.buses if b.name == device.bus), None)
+    key = f"device.{device.name}.profile"
+    if bus is None:
+        return []
+    if bus.can != isinstance(found, CanMap):
+        why = f"speaks {'CAN' if isinstance(found, CanMap) else 'Modbus'}, bus {bus.name} ({bus.port}) does not"
+        remedy = 'a profile with transport = "can"' if bus.can else 'port = "can:IFACE" or "slcan:TTY" for its bus'
+        return [Problem(site.file, key, device.profile, why, remedy)]
+    if not isinstance(found, CanMap):
+        return []
+    out = []
+    if bus.bitrate not in BITRATES and not bus.port.startswith("can:"):
+        rates = ", ".join(map(str, BITRATES))
+        out.append(Problem(site.file, f"bus.{bus.name}.bitrate", bus.bitrate, "is no rate of slcan", f"one of {rates}"))
+    slowest_s = 1e-3 * max((f.period_ms for f in found.frames if any(s.needed for s in f.signals)), default=0.0)
+    lost = f"control.{device.role}_lost_s"
+    if float(site.values.get(lost, math.inf)) < 1.5 * slowest_s:
+        why = f"is under one and a half periods of {device.profile}'s frames ({slowest_s:g} s): the device would always be lost"
+        out.append(Problem(site.file, lost, site.values[lost], why, f"write {2 * slowest_s:g} or more"))
+    return out
 
 
 def site_from(path: Path) -> Site:
@@ -60,6 +88,10 @@ def _offline_map(site: Site, device: Device) -> DeviceMap:
     """A device's map without asking it. Raises SiteError."""
     key = f"device.{device.name}.profile"
     if device.profile == SUNSPEC:
+        bus = next((b for b in site.buses if b.name == device.bus), None)
+        if bus is not None and bus.can:
+            why = f"SunSpec is Modbus, bus {bus.name} ({bus.port}) is CAN"
+            raise SiteError([Problem(site.file, key, device.profile, why, "write the name of a CAN profile, such as pylontech_lv")])
         from hal.sunspec import assumed  # reads model files: never in control
 
         if device.role not in SUNSPEC_ROLES:
@@ -102,11 +134,13 @@ def device_maps(site: Site, transact_factory: Callable[[Bus], Transact]) -> list
     return maps
 
 
-def specs(site: Site, maps: Sequence[DeviceMap] | None = None) -> tuple[list[BusSpec], list[DeviceSpec], SiteTiming]:
+def specs(site: Site, maps: Sequence[DeviceMap] | None = None) -> tuple[list[BusSpec | CanSpec], list[DeviceSpec], SiteTiming]:
     """What hal plans with; `maps` None: offline."""
     if maps is None:
         maps = [_offline_map(site, device) for device in site.devices]
-    buses = [BusSpec(b.name, b.port, b.baud, b.parity, b.stop_bits) for b in site.buses]
+    buses: list[BusSpec | CanSpec] = [
+        CanSpec(b.name, b.port, b.bitrate) if b.can else BusSpec(b.name, b.port, b.baud, b.parity, b.stop_bits) for b in site.buses
+    ]
     devices = [DeviceSpec(d.name, d.role, d.bus, d.unit, m) for d, m in zip(site.devices, maps, strict=True)]
     timing = SiteTiming(
         dead_ms=1e3 * site.num("pcs.dead_time_s"),
@@ -155,9 +189,21 @@ def engine_timing(made: Plan) -> dict[str, int]:
 
 def open_port(bus: Bus, path: str) -> int:
     """A ready descriptor: raw, non-blocking, exclusive, locked. Raises hal.wire.PortError."""
-    from hal import wire  # only where there are ports: a simulation has none
+    from hal import canport, wire  # only where there are ports: a simulation has none
 
+    if bus.can:
+        return canport.open_can(path, bus.bitrate, bus.baud)
     return int(wire.open_port(path, bus.baud, bus.parity, bus.stop_bits))
+
+
+def listen_for(port: Any, fd: int) -> int:
+    """The descriptor, told to let through only the frames that `port` (hal.canscan.CanScan) listens to, where it is a CAN socket's."""
+    filters = getattr(port, "filters", None)
+    if filters is not None and stat.S_ISSOCK(os.fstat(fd).st_mode):
+        from hal.canport import set_filters
+
+        set_filters(fd, filters)
+    return fd
 
 
 def close_port(fd: int) -> None:
@@ -176,7 +222,12 @@ def port_problems(site: Site) -> list[Problem]:
         return problems
     for bus in site.buses:
         try:
-            close_port(open_port(bus, bus.port))
+            fd = open_port(bus, bus.port)
+            if bus.can:
+                from hal.canport import close_can
+
+                close_can(fd)
+            close_port(fd)
         except PortError as e:
             problems.append(Problem(site.file, f"bus.{bus.name}.port", bus.port, e.why, e.remedy))
     return problems
@@ -195,7 +246,8 @@ def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
         return []
     from hal import wire
 
-    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in zip(site.buses, fds, strict=True) if fd >= 0]
+    ttys = [(bus, fd) for bus, fd in zip(site.buses, fds, strict=True) if fd >= 0 and not bus.port.startswith("can:")]
+    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in ttys]
     return [f"bus {name}: {why}" for name, why in granted if why]
 
 
@@ -281,6 +333,8 @@ def detection_s(site: Site) -> float:
     (Modbus over serial line V1.02, 2.5.1.1: 1.75 ms above 19200 baud)."""
     pcs = next(d for d in site.devices if d.role == "pcs")
     bus = next(b for b in site.buses if b.name == pcs.bus)
+    if bus.can:
+        return 0.0  # a CAN frame is known to be whole with its last bit
     char_s = (9 + (bus.parity != "N") + bus.stop_bits) / bus.baud
     return 1.75e-3 if bus.baud > 19200 else 3.5 * char_s
 

@@ -187,7 +187,7 @@ class Helper:
         if now_ns < away.next_ns:
             return
         try:
-            self.engine.set_fd(i, build.open_port(bus, path))
+            self.engine.set_fd(i, build.listen_for(self.engine.ports[i], build.open_port(bus, path)))
             away.back_ns = now_ns
         except OSError as e:
             if e.errno not in (away.why, errno.ENOENT):
@@ -241,7 +241,7 @@ def prepare(site: Site, image: Any, directory: Path, ports: dict[str, str], stop
     engine.prepare()
     for i, fd in enumerate(fds):
         if fd >= 0:  # a restarted control begins with the ports that are there; the helper brings the others
-            engine.set_fd(i, fd)
+            engine.set_fd(i, build.listen_for(scans[i], fd))
     image.set_control_pid(os.getpid())
     if known is None:
         remember(directory, site, maps)

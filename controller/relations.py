@@ -12,7 +12,7 @@ from typing import Any
 
 from controller.problems import Problem
 from controller.settings import MODEL_QUEUE_TICKS, RENEW_S, ROLES, TICK_S
-from controller.site import VIRTUAL, Site, valid_name
+from controller.site import Site, valid_name
 from controller.walk import near
 
 _SHEDS = ("none", "hardwired", "cluster_cap")
@@ -116,25 +116,27 @@ def _buses(site: Site, problems: list[Problem]) -> None:
         key = f"bus.{bus.name}"
         if bus.parity not in _PARITIES:
             problems.append(Problem(site.file, f"{key}.parity", bus.parity, "is unknown", 'write "E", "O" or "N"'))
-        if bus.port == VIRTUAL:
+        if bus.virtual:
             continue
-        real = str(Path(bus.port).resolve())  # two links to one adapter are one port
+        # two links to one adapter are one port
+        real = bus.port if bus.port.startswith("can:") else str(Path(bus.port.removeprefix("slcan:")).resolve())
         if real in ports:
             remedy = "each bus has its own adapter"
             problems.append(Problem(site.file, f"{key}.port", bus.port, f"is the port of bus {ports[real]} too", remedy))
         ports.setdefault(real, bus.name)
-    kinds = {bus.port == VIRTUAL for bus in site.buses}
+    kinds = {bus.virtual for bus in site.buses}
     if len(kinds) == 2:
-        first = next(bus for bus in site.buses if bus.port == VIRTUAL)
+        first = next(bus for bus in site.buses if bus.virtual)
         why = "is virtual while other buses are real: the virtual cabinet is all or nothing"
-        problems.append(Problem(site.file, f"bus.{first.name}.port", VIRTUAL, why, 'write a port, or "virtual" for all'))
+        problems.append(Problem(site.file, f"bus.{first.name}.port", first.port, why, 'write a port, or "virtual" for all'))
 
 
 def _devices(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
     # Names from the file as it stands: a bus with an error of its own is still no unknown bus.
     rows = raw.get("bus", [])
     names = [str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row] if isinstance(rows, list) else []
-    at: dict[tuple[str, int], str] = {}
+    at: dict[tuple[str, int, str], str] = {}
+    can = {b.name for b in site.buses if b.can}  # there the identifiers tell devices apart, and each profile counts its own units
     for device in site.devices:
         key = f"device.{device.name}"
         if device.role not in ROLES:
@@ -143,10 +145,11 @@ def _devices(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> Non
         if device.bus not in names:
             remedy = near(device.bus, names) or f"buses here: {', '.join(names) or 'none'}"
             problems.append(Problem(site.file, f"{key}.bus", device.bus, "is no bus of this file", remedy))
-        place = (device.bus, device.unit)
+        kind = device.profile if device.bus in can else ""
+        place = (device.bus, device.unit, kind)
         if place in at:
             why = f"is the address of device {at[place]} on bus {device.bus} too"
-            free = next(unit for unit in range(1, 248) if (device.bus, unit) not in at)
+            free = next(unit for unit in range(1, 248) if (device.bus, unit, kind) not in at)
             problems.append(Problem(site.file, f"{key}.unit", device.unit, why, f"give one another address, {free} is free"))
         at.setdefault(place, device.name)
     _roles(site, raw, problems)

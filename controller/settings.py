@@ -110,10 +110,11 @@ BUS = {
     row.key: row
     for row in (
         Setting("name", None, 1, 20, "", "short name, used by devices and records", "str", needed=True),
-        Setting("port", "virtual", 1, 200, "", 'serial port, or "virtual": the virtual cabinet behind a PTY', "str"),
+        Setting("port", "virtual", 1, 200, "", 'serial port, "can:IFACE", "slcan:TTY"; "virtual", "virtual-can": a virtual one', "str"),
         Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed", "int"),
         Setting("parity", "E", 1, 1, "", "E, O or N", "str"),
         Setting("stop_bits", 1, 1, 2, "", "1 or 2", "int"),
+        Setting("bitrate", 500_000, 10_000, 1_000_000, "bit/s", "CAN: rate of the bus; SocketCAN has it from `ip link`", "int"),
     )
 }
 DEVICE = {
@@ -122,7 +123,7 @@ DEVICE = {
         Setting("name", None, 1, 20, "", "short name, used in events and records", "str", needed=True),
         Setting("role", None, 1, 20, "", "what it is to the controller", "str", needed=True),
         Setting("bus", None, 1, 20, "", "the bus it answers on", "str", needed=True),
-        Setting("unit", None, 1, 247, "", "Modbus address", "int", needed=True),
+        Setting("unit", None, 1, 247, "", "Modbus address; CAN: 1, or the instance where its profile counts them", "int", needed=True),
         Setting("profile", "sunspec", 1, 200, "", '"sunspec", a profile\'s name, or the path of a profile file', "str"),
     )
 }

@@ -22,18 +22,30 @@ from controller.settings import SETTINGS, Value, derived
 
 BUILTIN = Path(__file__).with_name("builtin.toml")
 VIRTUAL = "virtual"
+VIRTUAL_CAN = "virtual-can"
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
 @dataclass(frozen=True)
 class Bus:
-    """One serial bus; `port` is a path, or "virtual"."""
+    """One bus; `port` is a path, "can:IFACE", "slcan:TTY", or the virtual cabinet's: "virtual", "virtual-can"."""
 
     name: str
     port: str
     baud: int
     parity: str
     stop_bits: int
+    bitrate: int = 500_000
+
+    @property
+    def can(self) -> bool:
+        """True for CAN, False for Modbus."""
+        return self.port == VIRTUAL_CAN or self.port.startswith(("can:", "slcan:"))
+
+    @property
+    def virtual(self) -> bool:
+        """True where the virtual cabinet is behind it."""
+        return self.port in (VIRTUAL, VIRTUAL_CAN)
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ class Site:
     @property
     def virtual(self) -> bool:
         """True where the buses lead to the virtual cabinet."""
-        return all(bus.port == VIRTUAL for bus in self.buses)
+        return all(bus.virtual for bus in self.buses)
 
     def num(self, key: str) -> float:
         """A numeric setting, in the unit its name ends with."""

@@ -342,7 +342,7 @@ def _check(r: _Reader, frames: list[Received], sent: list[Transmit]) -> None:
     if len(frames) > MAX_FRAMES or len(sent) > MAX_TRANSMITS or signals > MAX_SIGNALS:
         remedy = f"at most {MAX_FRAMES} frames, {MAX_TRANSMITS} transmits, {MAX_SIGNALS} signals"
         r.fault("frame", len(frames), "is more than a bus carries", remedy)
-    if not fed and not r.problems:
+    if not any(not s.permit for f in frames for s in f.signals) and not r.problems:
         r.fault("frame", None, "is empty", "at least one [[frame]] with a signal")
 
 

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hal.canplan import CanSpec, CanTable, plan_can
+from hal.canplan import notes as can_notes
 from hal.plantypes import (
     DELAY_EVERY,
     FREE,
@@ -89,11 +91,12 @@ class _BusPlan:
         return len(self.txns) - 1
 
 
-def plan_site(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mapping[str, DeviceMap] | None = None,
+def plan_site(buses: Sequence[BusSpec | CanSpec], devices: Sequence[DeviceSpec], maps: Mapping[str, DeviceMap] | None = None,
               timing: SiteTiming = SiteTiming()) -> Plan:  # fmt: skip # noqa: B008
     """Plan a site. Raises PlanError with everything that keeps it from running."""
     problems: list[PlanProblem] = []
-    plans = _assign(buses, devices, maps or {}, timing, problems)
+    can = plan_can(buses, devices, maps or {}, problems)
+    plans = _assign(buses, devices, maps or {}, can, problems)
     if problems:
         raise PlanError(problems)
     for b in plans:
@@ -108,21 +111,26 @@ def plan_site(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Map
     slack_ms = _slack(plans, step_ms, timing, problems)
     if problems:
         raise PlanError(problems)
-    return _result(plans, step_ms, slack_ms, timing)
+    made = _result(plans, can, step_ms, slack_ms, timing)
+    order = [b.name for b in buses]
+    made.tables.sort(key=lambda t: order.index(t.spec.name))
+    return made
 
 
 # ---------------------------------------------------------------- who is on which bus
 
 
-def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mapping[str, DeviceMap], timing: SiteTiming,
+def _assign(buses: Sequence[BusSpec | CanSpec], devices: Sequence[DeviceSpec], maps: Mapping[str, DeviceMap], can: Mapping[str, CanTable],
             problems: list[PlanProblem]) -> list[_BusPlan]:  # fmt: skip
-    plans = {b.name: _BusPlan(b, []) for b in buses}
-    if len(plans) != len(buses) or len(buses) > MAX_BUSES or len(devices) > MAX_DEVICES:
-        what = f"{len(buses)} buses ({len(plans)} names), {len(devices)} devices"
+    plans = {b.name: _BusPlan(b, []) for b in buses if isinstance(b, BusSpec)}
+    if len({b.name for b in buses}) != len(buses) or len(buses) > MAX_BUSES or len(devices) > MAX_DEVICES:
+        what = f"{len(buses)} buses ({len({b.name for b in buses})} names), {len(devices)} devices"
         problems.append(PlanProblem("", f"{what}: at most {MAX_BUSES} buses of different names and {MAX_DEVICES} devices"))
     taken: dict[tuple[str, int], str] = {}
     for i, d in enumerate(devices):
         device = maps.get(d.map) if isinstance(d.map, str) else d.map
+        if d.bus in can:
+            continue
         if device is None or d.bus not in plans:
             what = f"no map {d.map!r}" if device is None else f"no bus {d.bus!r}"
             problems.append(PlanProblem("", f"device {d.name}: {what}"))
@@ -139,7 +147,7 @@ def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mappi
     maps_used = [m for b in plans.values() for _, _, m in b.devices]
     if not any(f.signal == "grid_p_w" and f.rate == FAST for m in maps_used for f in m.fields):
         problems.append(PlanProblem("", "no device gives grid_p_w fast", ("a meter whose profile reads it in group fast",)))
-    commands = sum(w.purpose == COMMAND for m in maps_used for w in m.writes)
+    commands = sum(w.purpose == COMMAND for m in maps_used for w in m.writes) + sum(m.commands for t in can.values() for _, m in t.devices)
     if commands != 1:
         problems.append(PlanProblem("", f"{commands} devices take the power command; one writer for one command", ("exactly one pcs",)))
     return list(plans.values())
@@ -396,19 +404,27 @@ def _slack(plans: list[_BusPlan], step_ms: float, timing: SiteTiming, problems: 
     return max(0.2, min(slack, timing.tick_ms - 0.5 - step_ms))
 
 
-def _result(plans: list[_BusPlan], step_ms: float, slack_ms: float, timing: SiteTiming) -> Plan:
+def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, slack_ms: float, timing: SiteTiming) -> Plan:
     meter_bus, meter = next((b, b.txns[i]) for b in plans for i in b.fast if any(f.signal == "grid_p_w" for f in b.txns[i].fields))
-    bus = next(b for b in plans if b.command >= 0)
+    bus = next((b for b in plans if b.command >= 0), None)
+    sent = next((t.command for t in can.values() if t.command is not None), None)
     start = sum(meter_bus.txns[i].wire.total_ms for i in meter_bus.fast[: meter_bus.fast.index(meter_bus.txns.index(meter))])
     sample = start + meter.wire.request_ms + meter.wire.line.t35_ms
     if meter.sample == "answer":
         sample += meter.wire.turnaround_ms
-    end = bus.cmd_start_ms + bus.txns[bus.command].wire.request_ms
-    late = tuple((b.delay_ms, 1.0 / b.every) for b in (bus, meter_bus) if b.every > 1 and b.delay_ms > 0.0)
+    late = tuple((b.delay_ms, 1.0 / b.every) for b in (bus, meter_bus) if b is not None and b.every > 1 and b.delay_ms > 0.0)
+    if bus is not None:
+        end, detection = bus.cmd_start_ms + bus.txns[bus.command].wire.request_ms, bus.spec.line.t35_ms
+    else:  # on CAN the frame's own end is its detection; waiting for the bus delays a share of them, at worst so much
+        assert sent is not None
+        end, detection = step_ms + sent.worst_ms, 0.0
+        late += ((sent.response_ms - sent.worst_ms, min(0.99, next(t.load for t in can.values() if t.command is sent))),)
     to_command = Latency(end - sample + 0.5 * meter.window_ms, timing.tick_ms, meter.update_ms, late)
-    behind = bus.spec.line.t35_ms + timing.dead_ms + SETTLE * timing.tau_ms
+    behind = detection + timing.dead_ms + SETTLE * timing.tau_ms
     to_power = replace(to_command, constant_ms=to_command.constant_ms + behind)
-    plan = Plan(timing.tick_ms, step_ms, step_ms + slack_ms, end - step_ms, sample, end, to_command, to_power, bus.every)
+    every = bus.every if bus is not None else 1
+    plan = Plan(timing.tick_ms, step_ms, step_ms + slack_ms, end - step_ms, sample, end, to_command, to_power, every)
+    plan.tables += can.values()
     for b in plans:
         limit = b.limit_ms
         plan.tables.append(
@@ -426,6 +442,12 @@ def _result(plans: list[_BusPlan], step_ms: float, slack_ms: float, timing: Site
             )
         )
         _timeline(plan, b)
+    for name, table in can.items():
+        plan.notes += can_notes(table)
+        if table.command is not None:
+            what = f"{table.command.what} {table.command.id:#x}"
+            plan.timeline.append(Placed(name, what, step_ms, step_ms + table.command.worst_ms, step_ms + table.command.response_ms))
+            plan.notes.append(f"bus {name}: the PCS's reversion is its own time-out on the command frame, not read here: set it")
     _notes(plan, plans, timing, meter)
     return plan
 

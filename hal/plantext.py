@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hal.canplan import CanTable
 from hal.plantypes import FREE, HYPER_TICKS, NONE, Plan
 from hal.wiretime import SETTLE
 
@@ -10,6 +11,9 @@ def render(plan: Plan) -> str:
     """Table of the tick, arithmetic of every transaction, after-slots, figures."""
     lines = []
     for table in plan.tables:
+        if isinstance(table, CanTable):
+            lines += table.lines()
+            continue
         line = table.spec.line
         lines.append(
             f"bus {table.spec.name}: {table.spec.baud} 8{table.spec.parity}{table.spec.stop_bits}, character "

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hal.rows import DeviceMap, Encode, Field
 from hal.wiretime import Latency, Line, WireTime
+
+if TYPE_CHECKING:  # it builds on this file
+    from hal.canplan import CanTable
 
 HYPER_TICKS = 100
 MAX_BUSES, MAX_DEVICES = 8, 32  # _core/image.pxd
@@ -148,7 +151,7 @@ class Plan:
     to_power: Latency
     readback_every: int
     timeline: list[Placed] = field(default_factory=list)
-    tables: list[BusTable] = field(default_factory=list)
+    tables: list[BusTable | CanTable] = field(default_factory=list)  # in the order of the buses
     sweeps: dict[str, float] = field(default_factory=dict)  # ms between two reads of the same after-slot transaction
     notes: list[str] = field(default_factory=list)
 
@@ -186,7 +189,8 @@ class Plan:
                  "end_ms": round(p.end_ms, 3)}
                 for p in self.timeline
             ],
-            "after_slots": {t.spec.name: _slot_counts(t) for t in self.tables},
+            "after_slots": {t.spec.name: _slot_counts(t) for t in self.tables if isinstance(t, BusTable)},
+            "can": {t.spec.name: t.to_json() for t in self.tables if not isinstance(t, BusTable)},
             "sweeps_ms": {k: round(v, 1) for k, v in self.sweeps.items()},
             "notes": list(self.notes),
         }  # fmt: skip

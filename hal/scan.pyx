@@ -493,8 +493,18 @@ cdef class BusScan(BusPort):
 
 
 def compile_site(buses, devices, maps=None, timing=None):
-    """(Plan, [BusScan, ...] in the order of `buses`), ready for the engine; arguments of hal.plan.plan_site. Raises PlanError."""
+    """(Plan, [BusScan or CanScan, ...] in the order of `buses`), ready for the engine; arguments of hal.plan.plan_site. Raises PlanError."""
     from hal.plan import SiteTiming, plan_site
 
     plan = plan_site(buses, devices, maps, timing or SiteTiming())
-    return plan, [BusScan(table) for table in plan.tables]
+    return plan, [_port(table) for table in plan.tables]
+
+
+def _port(table):
+    from hal.canplan import CanTable
+
+    if isinstance(table, CanTable):
+        from hal.canscan import CanScan
+
+        return CanScan(table)
+    return BusScan(table)
