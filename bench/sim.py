@@ -58,6 +58,9 @@ class Simulation:
         self.load_s = float(self.plant.config.load.duration_s)
         self.cosim = Cosim(self.plant, T0_NS)
         self.numbers = {bus.name: self.plant.ports[name] for bus, name in zip(site.buses, PLANT_PORTS, strict=False)}
+        for bus in site.buses:
+            if bus.can:  # what opening the port does in real time
+                self.plant.rx(self.numbers[bus.name], b"O\r", T0_NS)
         self._control(writer)
 
     def _control(self, writer: Callable[[], RecordWriter] | None) -> None:

@@ -21,6 +21,7 @@ from controller.site import Site
 
 PLANT_PORTS = "abcd"  # the plant's names for its ports, in the order of the site's buses
 PLANT_KINDS = ("meter", "bms", "pcs")
+PLANT_CAN = {"bms": "pylontech_lv", "pcs": "generic_can_pcs"}  # what its devices speak on CAN
 READY_S = 20.0
 
 
@@ -43,11 +44,16 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
     if len(site.buses) > len(PLANT_PORTS):
         why = f"{len(site.buses)} virtual buses: the virtual cabinet has {len(PLANT_PORTS)} ports"
         problems.append(Problem(site.file, "[[bus]]", None, why, "use fewer"))
+    can = {bus.name for bus in site.buses if bus.can}
     ports = {bus.name: name for bus, name in zip(site.buses, PLANT_PORTS, strict=False)}
     for device in site.devices:
         if device.role not in PLANT_KINDS:
             why = "is no device of the virtual cabinet"
             problems.append(Problem(site.file, f"device.{device.name}.role", device.role, why, f"it has {', '.join(PLANT_KINDS)}"))
+        elif device.bus in can and device.profile != PLANT_CAN.get(device.role):
+            why = f"the virtual cabinet's {device.role} does not speak that on CAN"
+            remedy = f'profile = "{PLANT_CAN[device.role]}"' if device.role in PLANT_CAN else "a bus that is not CAN"
+            problems.append(Problem(site.file, f"device.{device.name}.profile", device.profile, why, remedy))
     if problems:
         raise SiteError(problems)
     params: dict[str, Any] = {
@@ -63,7 +69,10 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
     params |= site.plant
     return {
         "params": params,
-        "ports": {ports[bus.name]: {"baud": bus.baud, "parity": bus.parity, "stop_bits": bus.stop_bits} for bus in site.buses},
+        "ports": {
+            ports[bus.name]: {"bitrate": bus.bitrate} if bus.can else {"baud": bus.baud, "parity": bus.parity, "stop_bits": bus.stop_bits}
+            for bus in site.buses
+        },
         "devices": [{"kind": d.role, "port": ports[d.bus], "unit": d.unit} for d in site.devices],
         "load": {"trace": load.trace, "edge": load.edge, "scale": load.scale, "repeat": load.repeat},
         "seed": load.seed,

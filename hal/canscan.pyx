@@ -121,9 +121,10 @@ cdef void _take(Bus* b, CanCtx* c, RxRow* f, const CanFrame* frame, int64_t now)
             s.ok = how == S_OK and (value != 0.0) == (s.permit == P_SET)
             _gate(b, c, s.gate)
             continue
-        _put(b, c, s, value)
         if how != S_OK and s.needed:
-            p.quality = Q_BAD
+            p.quality = Q_BAD               # the value before stays where it is: who looks at it looks at the quality first
+        else:
+            _put(b, c, s, value)
     for i in range(f.in0, f.in0 + f.n_in):
         p = &c.part[c.sig[i].part]
         if p.judged and p.rx_ns == now and (i == f.in0 or c.sig[i - 1].part != c.sig[i].part):
@@ -131,7 +132,7 @@ cdef void _take(Bus* b, CanCtx* c, RxRow* f, const CanFrame* frame, int64_t now)
 
 
 cdef void _lose_part(Bus* b, CanCtx* c, int part) noexcept nogil:
-    """It has not come for too long: what it said is no longer known."""
+    """It has not come for too long: its groups are bad, what is not needed of it is NaN, and permits are withheld."""
     cdef PartRow* p = &c.part[part]
     cdef RxRow* f = &c.rx[p.frame]
     cdef int i
@@ -142,7 +143,7 @@ cdef void _lose_part(Bus* b, CanCtx* c, int part) noexcept nogil:
         if c.sig[i].permit != P_NONE:
             c.sig[i].ok = 0
             _gate(b, c, c.sig[i].gate)
-        else:
+        elif not c.sig[i].needed:
             _put(b, c, &c.sig[i], NAN)
     if p.judged:
         _stamp(b, c, p.group)

@@ -10,6 +10,7 @@ from libc.math cimport fmax
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from bench.plant.can cimport can_init, can_next, can_run, can_rx
 from bench.plant.devices cimport bms_refresh, meter_latch
 from bench.plant.pcs cimport pcs_init, pcs_next, pcs_refresh, pcs_run
 from bench.plant.physics cimport (
@@ -75,7 +76,14 @@ TRUTH_CAP_S = 6 * 3600      # bins and commands of a plant that runs for ever st
 cdef void plant_rx(Plant* p, int port, const uint8_t* buf, int n, int64_t t_ns) noexcept nogil:
     """Bytes a master begins to send: first bit at t_ns. Run the plant to t_ns before."""
     if p.started and 0 <= port < MAX_PORTS:
-        port_rx(p, port, buf, n, t_ns)
+        if p.port[port].used == 2:
+            can_rx(p, port, buf, n, t_ns)
+        else:
+            port_rx(p, port, buf, n, t_ns)
+
+
+cdef inline int64_t _port_next(Plant* p, int i) noexcept nogil:
+    return can_next(p, i) if p.port[i].used == 2 else port_next(p, i)
 
 
 cdef int64_t plant_next(Plant* p) noexcept nogil:
@@ -94,7 +102,7 @@ cdef int64_t plant_next(Plant* p) noexcept nogil:
         t = u
     for i in range(MAX_PORTS):
         if p.port[i].used:
-            u = port_next(p, i)
+            u = _port_next(p, i)
             if u < t:
                 t = u
     return t
@@ -135,8 +143,11 @@ cdef void _one_event(Plant* p, int64_t t) noexcept nogil:
         pcs_run(p, t)
         return
     for i in range(MAX_PORTS):
-        if p.port[i].used and port_next(p, i) <= t:
-            port_run(p, i, t)
+        if p.port[i].used and _port_next(p, i) <= t:
+            if p.port[i].used == 2:
+                can_run(p, i, t)
+            else:
+                port_run(p, i, t)
             return
 
 
@@ -353,7 +364,10 @@ cdef class VirtualPlant:
         battery_init(p)
         self._devices()
         for name, port in self.config.ports.items():
-            port_init(p, self.ports[name], port.baud, port.char_bits)
+            if port.bitrate:
+                can_init(p, self.ports[name], port.bitrate)
+            else:
+                port_init(p, self.ports[name], port.baud, port.char_bits)
         p.latch_ns = p.t0_ns if p.par[P_meter_update_s] > 0.0 else INT64_MAX
         pcs_init(p)
         p.started = 1

@@ -13,7 +13,7 @@ from hal.canrows import Frame
 from hal.profile import parse_profile
 from hal.wire import PortError
 from tests.hal.can_links import MemorySlcan, MemorySocket, SlcanPty, TwoAdapters, table
-from tests.hal.can_suite import BURST, CanSuite
+from tests.hal.can_suite import BURST, CanSuite, feedback, status
 
 
 class TestMemorySlcan(CanSuite):
@@ -55,7 +55,7 @@ def test_a_device_that_is_another_one_is_never_believed() -> None:
     link.hear(Frame(0x101, b"\xca\xff"), Frame(0x100, b"\x34" + bytes(7)))
     assert link.bench.device(0)["verified"] == -1 and link.bench.get("soc") == 0.51
     link.step(31)
-    assert link.bench.group("bms")[3] == 2 and math.isnan(link.bench.get("soc"))
+    assert link.bench.group("bms")[3] == 2
 
 
 MUX = """name = "x"
@@ -104,6 +104,14 @@ def test_the_adapter_is_asked_for_its_flags_and_let_be_where_it_has_none() -> No
     assert lines.count(b"F\r") == 8
     errors = link.scan.errors
     assert (errors["passive"], errors["state"], errors["overrun"]) == (1, "passive", 0)
+
+
+def test_what_is_not_needed_is_unknown_when_it_stops() -> None:
+    link = MemorySlcan(("pcs", "generic_can_pcs"))
+    link.hear(status(1), feedback(0))
+    assert link.bench.get("pcs_v_v") == 230.0
+    link.step(101)
+    assert math.isnan(link.bench.get("pcs_v_v")) and link.bench.group("pcs_life")[3] == 2
 
 
 def test_error_frames_reach_the_counters() -> None:
@@ -158,5 +166,5 @@ def test_one_multiplexed_value_does_not_keep_another_fresh() -> None:
         link.step(10)
         link.hear(volt)
     link.step()
-    assert link.bench.group("bms")[3] == 2 and math.isnan(link.bench.get("soc"))
+    assert link.bench.group("bms")[3] == 2
     assert link.bench.group("bms_lim")[3] == 1 and link.bench.get("batt_v") == pytest.approx(80.0)
