@@ -6,12 +6,14 @@ import math
 import os
 
 import pytest
+from hal.can import to_slcan
 from hal.canscan import CanScan
 
 from hal.canport import open_can
 from hal.canrows import Frame
 from hal.profile import parse_profile
 from hal.wire import PortError
+from tests.hal.can_engine import Running
 from tests.hal.can_links import MemorySlcan, MemorySocket, SlcanPty, TwoAdapters, table
 from tests.hal.can_suite import BURST, CanSuite, feedback, status
 
@@ -168,3 +170,22 @@ def test_one_multiplexed_value_does_not_keep_another_fresh() -> None:
     link.step()
     assert link.bench.group("bms")[3] == 2
     assert link.bench.group("bms_lim")[3] == 1 and link.bench.get("batt_v") == pytest.approx(80.0)
+
+
+@pytest.mark.realtime
+def test_the_engine_reads_an_slcan_adapter() -> None:
+    wire = TwoAdapters()
+    fd = open_can("slcan:" + wire.paths[0], 500_000)
+    running = Running(fd, "slcan:", ("bms", "pylontech_lv"))
+    try:
+        wire.open[1] = True
+        for f in BURST:
+            wire._line(1, to_slcan(f)[:-1])
+        running.until(lambda: running.image.device_stats(0)["alive"])
+        assert running.until(lambda: running.inputs().get("bms_lim", {}).get("batt_v")) == pytest.approx(49.86)
+        assert running.image.device_stats(0)["ok"] == 5
+        running.until(lambda: b"F" in wire.commands)
+    finally:
+        running.close()
+        os.close(fd)
+        wire.close()
