@@ -1,4 +1,4 @@
-"""python -m bench.perf [--json FILE] [--only micro|rtu|virtual|process|realtime] [--traces DIR] [--seconds S]: the benchmarks as a table.
+"""python -m bench.perf [--json FILE] [--only PART] [--traces DIR] [--seconds S]: the benchmarks as a table.
 python -m bench.perf --markdown FILE.json: a run's JSON as a Markdown table.
 
 Exit code 0 when every row that could be measured holds, 1 otherwise. docs/benchmarks.md says what each row is.
@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.perf import micro, peer, process, realtime, rtu, virtual
+from bench.perf import can, micro, peer, process, realtime, rtu, virtual
 from bench.perf.rows import Row, markdown, table
 
-PARTS = ("micro", "rtu", "virtual", "process", "realtime")
+PARTS = ("micro", "rtu", "can", "virtual", "process", "realtime")
 
 
 def main() -> int:
@@ -50,6 +50,7 @@ def main() -> int:
     parts: dict[str, Callable[[], list[Row]]] = {
         "micro": micro_rows,
         "rtu": rtu.rows,
+        "can": can.rows,
         "virtual": lambda: virtual.rows(a.traces),
         "process": process.rows,
         "realtime": lambda: realtime.rows(f"{trace}:{virtual.COLUMN}" if trace.exists() else None, a.seconds),
