@@ -1,8 +1,10 @@
 """CAN, sans-I/O. Header: can.pxd. Pure functions of their arguments; `hal/canrows.py` holds the same rows as Python data."""
 
 from libc.math cimport NAN, fabs, isfinite, rint, trunc
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+
+from hal.canrows import CHECKSUMS, Frame
 
 # linux/can.h and linux/can/error.h
 cdef uint32_t EFF_FLAG = 0x80000000
@@ -10,6 +12,7 @@ cdef uint32_t RTR_FLAG = 0x40000000
 cdef uint32_t ERR_FLAG = 0x20000000
 cdef uint32_t SFF_MASK = 0x7FF
 cdef uint32_t EFF_MASK = 0x1FFFFFFF
+
 cdef enum:
     ERR_CRTL = 0x004
     ERR_PROT = 0x008
@@ -27,8 +30,7 @@ cdef enum:
     F_OVERRUN = 0x08
     F_PASSIVE = 0x20
     F_BUS = 0x80
-cdef enum:
-    ACTIVE = 0
+    ACTIVE = 0                  # CanErrors.state
     WARNING = 1
     PASSIVE = 2
     BUS_OFF = 3
@@ -410,7 +412,6 @@ cdef void _state(CanErrors* e, int state) noexcept nogil:
 
 
 # ---------------------------------------------------------------- SocketCAN
-
 cdef int socket_read(const uint8_t* buf, int n, CanFrame* f) noexcept nogil:
     """struct can_frame (16 bytes) or struct canfd_frame (72) as read() gives it; False: it is neither."""
     cdef uint32_t word
@@ -495,8 +496,6 @@ cdef object _to_c(CanFrame* f, object frame):
 
 
 cdef object _from_c(const CanFrame* f):
-    from hal.canrows import Frame
-
     return Frame(f.id, bytes(f.data[:f.len]), ext=bool(f.ext), rtr=bool(f.rtr), err=bool(f.err), fd=bool(f.fd))
 
 
@@ -527,8 +526,7 @@ def encode_signal(signal, double value, bytes data):
 
 def checksum(str kind, bytes data, int skip, int seed=-1):
     """Checksum byte of a payload without byte `skip`; kind "crc8_j1850", "xor" or "sum"."""
-    cdef const uint8_t* p = data
-    return can_checksum(("none", "crc8_j1850", "xor", "sum").index(kind), p, len(data), skip, seed)
+    return can_checksum(CHECKSUMS.index(kind), <const uint8_t*>data, len(data), skip, seed)
 
 
 def frame_bits(frame):
@@ -543,15 +541,13 @@ def to_socket(frame):
     cdef CanFrame f
     cdef uint8_t out[CANFD_STRUCT]
     _to_c(&f, frame)
-    n = socket_write(&f, out)
-    return bytes(out[:n])
+    return bytes(out[:socket_write(&f, out)])
 
 
 def from_socket(bytes data):
     """What read() gave -> hal.canrows.Frame, None where it is none."""
     cdef CanFrame f
-    cdef const uint8_t* p = data
-    return _from_c(&f) if socket_read(p, len(data), &f) else None
+    return _from_c(&f) if socket_read(<const uint8_t*>data, len(data), &f) else None
 
 
 def to_slcan(frame):
@@ -559,8 +555,7 @@ def to_slcan(frame):
     cdef CanFrame f
     cdef uint8_t out[SLCAN_LINE]
     _to_c(&f, frame)
-    n = slcan_write(&f, out)
-    return bytes(out[:n])
+    return bytes(out[:slcan_write(&f, out)])
 
 
 cdef class SlcanReader:

@@ -8,6 +8,8 @@ import os
 import pytest
 from hal.can import to_slcan
 from hal.canscan import CanScan
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hal.canport import open_can
 from hal.canrows import Frame
@@ -189,3 +191,30 @@ def test_the_engine_reads_an_slcan_adapter() -> None:
         running.close()
         os.close(fd)
         wire.close()
+
+
+@given(st.lists(st.one_of(st.binary(max_size=64), st.builds(to_slcan, st.builds(Frame, st.integers(0x350, 0x360), st.binary(max_size=8))))))
+def test_whatever_comes_no_good_group_holds_a_value_outside_its_range(pieces: list[bytes]) -> None:
+    link = MemorySlcan(("bms", "pylontech_lv"))
+    b = link.bench
+    for p in pieces:
+        b.bytes(0, p, link.now)
+        link.step()
+        if b.group("bms")[3] == 1:
+            assert 0.0 <= b.get("soc") <= 1.0 and b.get("bms_state") in (3.0, 4.0)
+        if b.group("bms_lim")[3] == 1:
+            assert 0.0 <= b.get("batt_v") <= 100.0
+            assert 0.0 <= b.get("batt_i_charge_max_a") <= 3276.8 and 0.0 <= b.get("batt_i_discharge_max_a") <= 3276.8
+    link.hear(Frame(0x7FF, b""), *BURST)
+    link.hear(*BURST)  # the first of them may have ended a half line
+    assert b.group("bms_lim")[3] == 1 and b.get("batt_v") == pytest.approx(49.86)
+
+
+@given(st.lists(st.binary(max_size=80), max_size=30))
+def test_whatever_a_socket_gives_is_a_frame_or_counted(reads: list[bytes]) -> None:
+    link = MemorySocket(("pcs", "generic_can_pcs"))
+    for r in reads:
+        link.bench.bytes(0, r, link.now)
+        link.step()
+    assert link.scan.errors["junk"] >= sum(len(r) not in (16, 72) for r in reads)
+    assert link.bench.device(0)["alive"] == 0  # no random frame has a right checksum and comes with its status
