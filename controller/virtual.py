@@ -21,7 +21,7 @@ from controller.site import Site
 
 PLANT_PORTS = "abcd"  # the plant's names for its ports, in the order of the site's buses
 PLANT_KINDS = ("meter", "bms", "pcs")
-PLANT_CAN = {"bms": "pylontech_lv", "pcs": "generic_can_pcs"}  # what its devices speak on CAN
+PLANT_CAN = {"bms": ("pylontech_lv", "foxbms_2"), "pcs": ("generic_can_pcs",)}  # what its devices speak on CAN
 READY_S = 20.0
 
 
@@ -50,9 +50,9 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
         if device.role not in PLANT_KINDS:
             why = "is no device of the virtual cabinet"
             problems.append(Problem(site.file, f"device.{device.name}.role", device.role, why, f"it has {', '.join(PLANT_KINDS)}"))
-        elif device.bus in can and device.profile != PLANT_CAN.get(device.role):
+        elif device.bus in can and device.profile not in PLANT_CAN.get(device.role, ()):
             why = f"the virtual cabinet's {device.role} does not speak that on CAN"
-            remedy = f'profile = "{PLANT_CAN[device.role]}"' if device.role in PLANT_CAN else "a bus that is not CAN"
+            remedy = f"one of {', '.join(PLANT_CAN[device.role])}" if device.role in PLANT_CAN else "a bus that is not CAN"
             problems.append(Problem(site.file, f"device.{device.name}.profile", device.profile, why, remedy))
     if problems:
         raise SiteError(problems)
@@ -66,6 +66,8 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
     }
     if site.num("battery.c_rate") != 1:
         params["bms.charge_limit_w"] = params["bms.discharge_limit_w"] = site.num("battery.energy_wh") * site.num("battery.c_rate")
+    if any(d.profile == "foxbms_2" for d in site.devices):
+        params["bms.can_foxbms"] = 1
     params |= site.plant
     return {
         "params": params,

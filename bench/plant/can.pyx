@@ -8,7 +8,8 @@ the order in which they came.
 
 The BMS speaks the low-voltage Pylontech frames once a second: a burst of 0x351, 0x355, 0x356, 0x359, 0x35C, 0x35E, little-endian,
 currents with charging +, a 16-cell pack of the battery's energy (its 250 cells in series show 16 in series and as much more
-current). The PCS hears 0x200 (power i24 in W, charge +; reactive power i16 in 100 var; enable, operate; counter; CRC8 SAE J1850)
+current). With `bms.can_foxbms` it speaks foxBMS 2 instead: 0x220, 0x230, 0x232, 0x233 every 100 ms and 0x235 every second, Motorola,
+the whole battery's voltage. The PCS hears 0x200 (power i24 in W, charge +; reactive power i16 in 100 var; enable, operate; counter; CRC8 SAE J1850)
 and says 0x180 every 10 ms and 0x181 every 100 ms; without a command for `pcs.can_timeout_s` it goes to 0 by itself.
 """
 
@@ -33,6 +34,7 @@ from bench.plant.state cimport (
     Battery,
     CanMessage,
     CanPort,
+    P_bms_can_foxbms,
     P_bms_can_mute,
     P_bms_dead,
     P_bms_delay_answer_s,
@@ -54,6 +56,7 @@ cdef enum:
     NODE_BMS = 1
     NODE_PCS = 2
     BURST_NS = 1_000_000_000
+    FOXBMS_NS = 100_000_000
     FEEDBACK_NS = 10_000_000
     STATUS_NS = 100_000_000
     ERROR_BITS = 20             # error flag of six, as many again from the others, delimiter of eight
@@ -365,8 +368,10 @@ cdef void can_run(Plant* p, int port, int64_t t_ns) noexcept nogil:
     elif c.busy and c.end_ns <= t_ns:
         _end(p, port, t_ns)
     elif c.bms_ns <= t_ns:
-        c.bms_ns += BURST_NS
-        if p.par[P_bms_dead] == 0.0:
+        c.bms_ns += FOXBMS_NS if p.par[P_bms_can_foxbms] != 0.0 else BURST_NS
+        if p.par[P_bms_dead] == 0.0 and p.par[P_bms_can_foxbms] != 0.0:
+            _foxbms(p, port, t_ns)
+        elif p.par[P_bms_dead] == 0.0:
             _burst(p, port, t_ns)
     elif c.feedback_ns <= t_ns:
         c.feedback_ns += FEEDBACK_NS
@@ -433,6 +438,47 @@ cdef void _burst(Plant* p, int port, int64_t t_ns) noexcept nogil:
     d[0] = 0xC0 if b.closed and not b.evt1 else 0
     _send(p, port, 0x35C, 2, d, NODE_BMS, t_ns)
     _send(p, port, 0x35E, 8, <const uint8_t*>b"VIRTUAL ", NODE_BMS, t_ns)
+
+
+cdef void _motorola(uint8_t* d, int start, int length, double x) noexcept nogil:
+    """x, rounded down, into bits from `start` (the most significant one) on, saturating at the field's top."""
+    cdef int64_t v = <int64_t>floor(fmin(x, <double>((<int64_t>1 << length) - 1)))
+    cdef int i, at = 8 * (start >> 3) + 7 - (start & 7)
+    for i in range(length):
+        if (v >> (length - 1 - i)) & 1:
+            d[(at + i) >> 3] |= <uint8_t>(0x80 >> ((at + i) & 7))
+
+
+cdef void _foxbms(Plant* p, int port, int64_t t_ns) noexcept nogil:
+    """What foxBMS 2 says every 100 ms; its state of charge every second."""
+    cdef Battery* b = &p.bat
+    cdef double v = fmax(b.v_v, 1.0)
+    cdef double soc = fmin(fmax(b.soc + p.par[P_bms_soc_offset], 0.0), 1.0)
+    cdef uint8_t d[8]
+    memset(d, 0, 8)
+    _motorola(d, 3, 4, 10.0 if b.evt1 else 7.0 if b.closed else 5.0)
+    _motorola(d, 10, 1, b.evt1 != 0)
+    _send(p, port, 0x220, 8, d, NODE_BMS, t_ns)
+    memset(d, 0, 8)
+    _motorola(d, 39, 8, b.temp_c)
+    _motorola(d, 47, 8, b.temp_c)
+    _send(p, port, 0x230, 8, d, NODE_BMS, t_ns)
+    memset(d, 0, 8)
+    _motorola(d, 7, 12, fmax(b.lim_discharge_w, 0.0) / v / 0.25)
+    _motorola(d, 11, 12, fmax(b.lim_charge_w, 0.0) / v / 0.25)
+    _motorola(d, 31, 12, fmax(b.lim_discharge_w, 0.0) / 100.0)
+    _motorola(d, 35, 12, fmax(b.lim_charge_w, 0.0) / 100.0)
+    if p.par[P_bms_can_mute] == 0.0:
+        _send(p, port, 0x232, 8, d, NODE_BMS, t_ns)
+    memset(d, 0, 8)
+    _motorola(d, 7, 15, v * 10.0)
+    _motorola(d, 40, 17, fmax(b.p_dc_w / v * 100.0, -65536.0))
+    _send(p, port, 0x233, 8, d, NODE_BMS, t_ns)
+    if (t_ns - p.t0_ns) // FOXBMS_NS % 10 == 1:
+        memset(d, 0, 8)
+        _motorola(d, 7, 10, soc * 1000.0)
+        _motorola(d, 47, 8, 200.0)
+        _send(p, port, 0x235, 8, d, NODE_BMS, t_ns)
 
 
 cdef uint8_t _crc8(const uint8_t* d, int n) noexcept nogil:

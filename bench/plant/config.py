@@ -6,7 +6,7 @@
      "repeat": true}, "seed": 1, "out": DIR | null, "duration_s": null, "faults": [{"at_s": 5, "for_s": 2, "key":
      "meter.dead", "value": 1}], "rt": {"priority": 80, "cpu": 0}}
 
-A port {"bitrate": 500000} is an slcan adapter on a CAN bus: a BMS there speaks Pylontech's low-voltage frames, a PCS those of
+A port {"bitrate": 500000} is an slcan adapter on a CAN bus: what BMS and PCS speak there says
 bench/plant/can.pyx. Every part has a default: builtin(). `for_s` missing or null: the fault stays. rt.cpu null: any; rt.priority 0: normal
 scheduling.
 """

@@ -78,6 +78,7 @@ cpdef enum:
     P_bms_soc_offset
     P_bms_hb_stuck
     P_bms_can_mute
+    P_bms_can_foxbms
     P_bms_dead
     P_bms_turnaround_s
     P_bms_delay_answer_s
@@ -103,7 +104,7 @@ cpdef enum:
     PP_jitter_s
 
 cdef enum:
-    N_PARS = 83             # P_FIXED_COUNT + MAX_PORTS * N_PORT_PARS; checked when state is imported
+    N_PARS = 84             # P_FIXED_COUNT + MAX_PORTS * N_PORT_PARS; checked when state is imported
 
 cpdef enum:
     EV_FAULT_SET = 1        # value: index of the parameter

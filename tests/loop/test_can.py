@@ -15,6 +15,7 @@ from _core import image as im
 from bench.plant.params import PARAMS
 from bench.sim import T0_NS, Simulation, alarms, figures
 from controller import build
+from controller.site import BUILTIN
 from controller.virtual import LoadOptions
 
 SITE = Path(__file__).with_name("can_site.toml")
@@ -188,9 +189,47 @@ def test_what_the_virtual_cabinet_does_not_speak_is_told(tmp_path: Path) -> None
     from controller.problems import SiteError
 
     file = tmp_path / "site.toml"
-    file.write_text(SITE.read_text().replace("pylontech_lv", "foxbms_2"))
+    file.write_text(SITE.read_text().replace("pylontech_lv", "victron_lv"))
     with pytest.raises(SiteError, match="does not speak that on CAN"):
         sim(file)
+
+
+@pytest.fixture
+def foxbms_site(tmp_path: Path) -> Path:
+    """The built-in cabinet with its battery on CAN: foxBMS 2, 800 V."""
+    text = BUILTIN.read_text().replace('bus = "a"\nunit = 10', 'bus = "c"\nunit = 1\nprofile = "foxbms_2"')
+    file = tmp_path / "site.toml"
+    file.write_text(text + '\n[[bus]]\nname = "c"\nport = "virtual-can"\n')
+    return file
+
+
+def test_the_builtin_cabinet_with_a_foxbms_battery(foxbms_site: Path) -> None:
+    s = sim(foxbms_site, "steps")
+    s.run_s(150)
+    made = figures(s, 1)
+    assert made["measured"]["load_to_power_ms"]["events"] >= 1000 and made["missed_ticks"] == 0
+    assert made["measured"]["load_to_power_ms"]["p99"] == pytest.approx(made["plan"]["load_to_power_ms"]["p99"], rel=0.02)
+    assert made["battery"]["over_limit_s"] == 0.0
+    now, i = s.plant.now(), s.image.latest()["inp"]
+    assert i["bms_lim"]["batt_v"] == pytest.approx(now["v_v"], abs=6.0) and i["bms_temp"]["batt_temp_max_c"] == 25.0
+    assert i["bms"]["soc"] == pytest.approx(now["soc"], abs=0.002)
+    s.image.write_setpoint(im.SLOT_OPERATOR, im.SP_HOLD, -20e3, 1 << 62, 1)
+    s.run_s(20)
+    i = s.image.latest()["inp"]
+    assert i["bms_lim"]["batt_i_a"] == pytest.approx(s.plant.now()["i_a"], abs=0.5) and i["bms_lim"]["batt_i_a"] < -20.0  # discharge +
+    assert i["bms_lim"]["batt_p_discharge_max_w"] == pytest.approx(250e3, rel=0.01)
+
+
+def test_a_foxbms_whose_limits_stop_has_half_a_second(foxbms_site: Path) -> None:
+    s = sim(foxbms_site, faults=[{"at_s": 20.05, "for_s": 3, "key": "bms.can_mute", "value": 1}])
+    s.to_grid()
+    hold(s, 20e3)
+    s.run_until(T0_NS + 22 * S)
+    p = batt(s)
+    assert p[2045] == pytest.approx(20e3, rel=0.02) and np.abs(p[2055:2200]).max() < 100.0  # 0.5 s after the last, at 20.0 s
+    assert s.out["mode"] == im.MODE_GRID
+    s.run_s(15)
+    assert s.out["p_cmd_w"] == pytest.approx(20e3)
 
 
 @pytest.mark.realtime

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from controller import build
 from hal.canport import interfaces, open_can, set_filters
 from hal.canrows import Frame
 from hal.wire import PortError
@@ -49,6 +50,8 @@ def test_filters_keep_the_rest_of_the_bus_away() -> None:
         link.peer.send(message(0x123))
         link.hear(BURST[0])
         assert link.bench.bus(0)["wrong_unit"] == 0 and link.bench.device(0)["ok"] == 1
+        assert build.listen_for(link.scan, link.fd) == link.fd  # what control does with each descriptor
+        link.hear(BURST[0])
         set_filters(link.fd, [(0x123, False)])
         link.passing = {(0x123, False)}
         link.hear(Frame(0x123, b"\x01"))
