@@ -33,6 +33,7 @@ from controller.site import Bus, Site
 from controller.supervise import RECORD_NAME
 from controller.supervisor import Supervisor
 from controller.virtual import PLANT_PORTS, LoadOptions, plant_config
+from hal.tcp import is_tcp
 
 SECOND_NS = 1_000_000_000
 T0_NS = SECOND_NS  # virtual time begins here: 0 means "never" everywhere
@@ -86,8 +87,7 @@ class Simulation:
 
     def _asker(self, bus: Bus) -> Callable[[int, int, int, int], list[int]]:
         """Blocking reads over the virtual wire, for the SunSpec scan before the engine starts."""
-        bits = 9 + (bus.parity != "N") + bus.stop_bits
-        master = PyRtuMaster(bus.baud, bits)
+        master = PyRtuMaster(bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, tcp=is_tcp(bus.port))
 
         def transact(unit: int, fc: int, addr: int, count: int) -> list[int]:
             frame = master.request(unit, fc, addr, count)

@@ -1,4 +1,4 @@
-"""From a site to what hal and the kernel run: the one place in controller/ that calls hal.
+"""From a site to what hal and the kernel run: the one place in controller/ that calls hal (but for the names of ports, hal.tcp).
 
     site file -> Site -> specs (+ device maps) -> Plan -> BusScans;     Site -> struct Site of the kernel, Limits
 
@@ -18,6 +18,7 @@ from controller import site as sites
 from controller.problems import Problem, SiteError
 from controller.settings import ROLES, Value
 from controller.site import Bus, Device, Site
+from hal import tcp
 from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
 from hal.profile import ProfileError, load_profile
 from hal.rows import DeviceMap
@@ -106,7 +107,7 @@ def specs(site: Site, maps: Sequence[DeviceMap] | None = None) -> tuple[list[Bus
     """What hal plans with; `maps` None: offline."""
     if maps is None:
         maps = [_offline_map(site, device) for device in site.devices]
-    buses = [BusSpec(b.name, b.port, b.baud, b.parity, b.stop_bits) for b in site.buses]
+    buses = [BusSpec(b.name, b.port, b.baud, b.parity, b.stop_bits, latency_ms=b.latency_ms) for b in site.buses]
     devices = [DeviceSpec(d.name, d.role, d.bus, d.unit, m) for d, m in zip(site.devices, maps, strict=True)]
     timing = SiteTiming(
         dead_ms=1e3 * site.num("pcs.dead_time_s"),
@@ -154,9 +155,12 @@ def engine_timing(made: Plan) -> dict[str, int]:
 
 
 def open_port(bus: Bus, path: str) -> int:
-    """A ready descriptor: raw, non-blocking, exclusive, locked. Raises hal.wire.PortError."""
-    from hal import wire  # only where there are ports: a simulation has none
+    """A ready descriptor, of a tty (raw, exclusive, locked) or a TCP connection; non-blocking. May take a second. Raises
+    hal.wire.PortError."""
+    from hal import dial, wire  # only where there are ports: a simulation has none
 
+    if tcp.is_tcp(path):
+        return dial.open_tcp(path)
     return int(wire.open_port(path, bus.baud, bus.parity, bus.stop_bits))
 
 
@@ -168,13 +172,15 @@ def close_port(fd: int) -> None:
 
 
 def port_problems(site: Site) -> list[Problem]:
-    """Every port that cannot be used now: missing, no tty, in use, forbidden. Each is opened and given back."""
+    """Every serial port that cannot be used now: missing, no tty, in use, forbidden. Each is opened and given back.
+
+    A TCP server that is not there yet is no mistake of the site file: control waits for it."""
     from hal.wire import PortError
 
     problems: list[Problem] = []
     if site.virtual:
         return problems
-    for bus in site.buses:
+    for bus in (b for b in site.buses if not tcp.is_tcp(b.port)):
         try:
             close_port(open_port(bus, bus.port))
         except PortError as e:
@@ -186,6 +192,8 @@ def blocking_line(bus: Bus, fd: int) -> Transact:
     """Blocking reads over an open port: for scanning before the engine starts, never beside it."""
     from hal.wire import BlockingLine
 
+    if tcp.is_tcp(bus.port):
+        return BlockingLine(fd, tcp=True, timeout_s=max(0.25, 3e-3 * bus.latency_ms))
     return BlockingLine(fd, bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, timeout_s=0.25)
 
 
@@ -195,7 +203,8 @@ def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
         return []
     from hal import wire
 
-    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in zip(site.buses, fds, strict=True) if fd >= 0]
+    lines = [(bus, fd) for bus, fd in zip(site.buses, fds, strict=True) if fd >= 0 and not tcp.is_tcp(bus.port)]
+    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in lines]
     return [f"bus {name}: {why}" for name, why in granted if why]
 
 
@@ -278,9 +287,11 @@ def _groups(maps: Sequence[DeviceMap]) -> dict[str, int]:
 
 def detection_s(site: Site) -> float:
     """How long after the command's last bit the converter knows that the frame is over: 3.5 characters of silence
-    (Modbus over serial line V1.02, 2.5.1.1: 1.75 ms above 19200 baud)."""
+    (Modbus over serial line V1.02, 2.5.1.1: 1.75 ms above 19200 baud). Over TCP the frame says where it ends."""
     pcs = next(d for d in site.devices if d.role == "pcs")
     bus = next(b for b in site.buses if b.name == pcs.bus)
+    if tcp.is_tcp(bus.port):
+        return 0.0
     char_s = (9 + (bus.parity != "N") + bus.stop_bits) / bus.baud
     return 1.75e-3 if bus.baud > 19200 else 3.5 * char_s
 

@@ -19,21 +19,24 @@ from typing import Any
 from controller import walk
 from controller.problems import Problem, SiteError
 from controller.settings import SETTINGS, Value, derived
+from hal import tcp
 
 BUILTIN = Path(__file__).with_name("builtin.toml")
 VIRTUAL = "virtual"
+VIRTUALS = (VIRTUAL, tcp.VIRTUAL)
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
 @dataclass(frozen=True)
 class Bus:
-    """One serial bus; `port` is a path, or "virtual"."""
+    """One bus; `port` is the path of a tty, "tcp://host:port", or one of VIRTUALS."""
 
     name: str
     port: str
     baud: int
     parity: str
     stop_bits: int
+    latency_ms: float = 1.0  # TCP
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Site:
     @property
     def virtual(self) -> bool:
         """True where the buses lead to the virtual cabinet."""
-        return all(bus.port == VIRTUAL for bus in self.buses)
+        return all(bus.port in VIRTUALS for bus in self.buses)
 
     def num(self, key: str) -> float:
         """A numeric setting, in the unit its name ends with."""

@@ -130,8 +130,9 @@ def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mappi
         if device.role != d.role:
             problems.append(PlanProblem(d.bus, f"device {d.name} is bound as {d.role}, but its map is a {device.role}"))
         other = taken.setdefault((d.bus, d.unit), d.name)
-        if other != d.name or not 1 <= d.unit <= 247:
-            why = f"unit {d.unit} is {other}'s already" if other != d.name else f"unit {d.unit} is outside 1..247"
+        units = plans[d.bus].spec.units
+        if other != d.name or d.unit not in units:
+            why = f"unit {d.unit} is {other}'s already" if other != d.name else f"unit {d.unit} is outside {units[0]}..{units[-1]}"
             problems.append(PlanProblem(d.bus, f"device {d.name}: {why}", ("another unit id",)))
         if d.turnaround_ms is not None:
             device = replace(device, turnaround_ms=d.turnaround_ms)
@@ -213,7 +214,9 @@ def _place_command(b: _BusPlan, step_ms: float, timing: SiteTiming, problems: li
 
 def _ways_out(b: _BusPlan, parts: list[Txn]) -> tuple[str, ...]:
     ways = []
-    for baud in (230400, 460800, 921600):
+    if b.spec.tcp:
+        ways.append(f"{b.spec.faster} ({b.spec.latency_ms:g} ms a transaction)")
+    for baud in () if b.spec.tcp else (230400, 460800, 921600):
         line = Line(baud, b.spec.line.bits)
         total = sum(WireTime(line, t.wire.request, t.wire.answer, t.wire.turnaround_ms).total_ms for t in parts)
         if baud > b.spec.baud and total <= 10.0:
@@ -245,9 +248,7 @@ def _budget(b: _BusPlan, timing: SiteTiming) -> float:
 
 def _registers(b: _BusPlan, budget_ms: float, turnaround_ms: float) -> int:
     """How many registers one read may have to fit `budget_ms`."""
-    line = b.spec.line
-    chars = int((budget_ms - 8 * line.char_ms - line.t35_ms - turnaround_ms) / line.char_ms + 1e-9)
-    return max(0, min(125, (chars - 5) // 2))
+    return b.spec.line.room(budget_ms, turnaround_ms)
 
 
 def _after_txns(b: _BusPlan, budget_ms: float) -> list[Txn] | None:
@@ -295,7 +296,7 @@ def _place_after(b: _BusPlan, timing: SiteTiming, problems: list[PlanProblem]) -
                 f"{_registers(b, budget, 0.0)} registers (the shortest read takes {shortest.nominal_ms:.3f} ms): "
                 "readback, heartbeat or slow reads have no place",
                 (
-                    "raise the baud rate",
+                    b.spec.faster,
                     "move a device to another bus",
                     "a slower readback",
                     "a device with less turnaround",
@@ -354,7 +355,7 @@ def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanP
                 f"{len(second)} once-a-second transactions and {len(slow)} slow reads need more than the "
                 f"{len(ticks)} after-slots "
                 f"of {HYPER_TICKS} ticks",
-                ("move a device to another bus", "raise the baud rate"),
+                ("move a device to another bus", b.spec.faster),
             )
         )
         return
@@ -389,7 +390,7 @@ def _slack(plans: list[_BusPlan], step_ms: float, timing: SiteTiming, problems: 
                 PlanProblem(
                     b.spec.name,
                     f"a command {room:.3f} ms late would still be on the line when the next one is due: no room to wait for an answer",
-                    ("raise the baud rate", "move the meter to another bus"),
+                    (b.spec.faster, "move the meter to another bus"),
                 )
             )
         slack = min(slack, room)
@@ -472,6 +473,11 @@ def _notes(plan: Plan, plans: list[_BusPlan], timing: SiteTiming, meter: Txn) ->
             plan.notes.append(
                 f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th, and {what}: "
                 f"over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms"
+            )
+        if b.spec.tcp:
+            plan.notes.append(
+                f"bus {b.spec.name}: TCP, planned with latency_ms = {b.spec.latency_ms:g} there and back; what the network needs more "
+                f"adds to it, and an answer that is {plan.step_deadline_ms - plan.step_ms:.1f} ms late misses its tick"
             )
         if any(m.assumed for _, _, m in b.devices):
             shapes = "planned with the shapes the standard gives SunSpec models; at start the devices are asked for theirs"

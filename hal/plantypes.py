@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hal.rows import DeviceMap, Encode, Field
-from hal.wiretime import Latency, Line, WireTime
+from hal.tcp import is_tcp
+from hal.wiretime import Latency, Line, TcpLine, WireTime
 
 HYPER_TICKS = 100
 MAX_BUSES, MAX_DEVICES = 8, 32  # _core/image.pxd
@@ -18,7 +19,7 @@ SKIP_EVERY = 20  # where a slow read costs a fast one: five times a second
 
 @dataclass(frozen=True)
 class BusSpec:
-    """One serial line. slack_ms: how long after its planned end an answer is still waited for."""
+    """One serial line or TCP connection. slack_ms: how long after its planned end an answer is still waited for."""
 
     name: str
     port: str = ""
@@ -26,11 +27,26 @@ class BusSpec:
     parity: str = "E"
     stop_bits: int = 1
     slack_ms: float = 2.0
-    untimed: bool = False  # a PTY or socket without baud: nothing is too soon (tests, probes)
+    untimed: bool = False  # a PTY without baud: nothing is too soon (tests, probes)
+    latency_ms: float = 1.0  # TCP: there and back
+
+    @property
+    def tcp(self) -> bool:
+        return is_tcp(self.port)
+
+    @property
+    def units(self) -> range:
+        """Addresses a device may have: 0 is a broadcast on a line, and the device itself over TCP."""
+        return range(0, 256) if self.tcp else range(1, 248)
+
+    @property
+    def faster(self) -> str:
+        """What to do where this bus is too slow."""
+        return "a network with less latency" if self.tcp else "raise the baud rate"
 
     @property
     def line(self) -> Line:
-        return Line(self.baud, 9 + (self.parity != "N") + self.stop_bits)
+        return TcpLine(latency_ms=self.latency_ms) if self.tcp else Line(self.baud, 9 + (self.parity != "N") + self.stop_bits)
 
 
 @dataclass(frozen=True)

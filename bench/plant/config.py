@@ -1,6 +1,6 @@
 """Configuration of the virtual cabinet: a plain dict (JSON), checked as a whole.
 
-    {"params": {"battery.soc": 0.55}, "ports": {"a": {"baud": 460800, "parity": "E", "stop_bits": 1}},
+    {"params": {"battery.soc": 0.55}, "ports": {"a": {"baud": 460800, "parity": "E", "stop_bits": 1}, "b": {"tcp": true}},
      "devices": [{"kind": "meter", "port": "a", "unit": 1}],
      "load": {"trace": "FILE[:COLUMN]" | "steps" | "cluster" | WATTS, "edge": "step" | "linear" | MS, "scale": 1,
      "repeat": true}, "seed": 1, "out": DIR | null, "duration_s": null, "faults": [{"at_s": 5, "for_s": 2, "key":
@@ -35,10 +35,11 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class PortConfig:
-    """Serial line: baud, and bits per character with start, parity and stop bits."""
+    """Serial line: baud, and bits per character with start, parity and stop bits. tcp: a Modbus TCP server in its place."""
 
     baud: int
     char_bits: int
+    tcp: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,13 @@ class _Check:
 def _ports(c: _Check, raw: object) -> dict[str, PortConfig]:
     out = {}
     for name, row in c.table(raw, "ports", params.PORT_NAMES).items():
-        t = _DEFAULT_PORT | c.table(row, f"ports.{name}", tuple(_DEFAULT_PORT))
+        t = _DEFAULT_PORT | {"tcp": False} | c.table(row, f"ports.{name}", (*_DEFAULT_PORT, "tcp"))
+        tcp = c.one_of(t["tcp"], f"ports.{name}.tcp", (True, False), False)
         baud = c.number(t["baud"], f"ports.{name}.baud", 300, 12_000_000, 460800)
         parity = c.one_of(t["parity"], f"ports.{name}.parity", ("N", "E", "O"), "E")
         stop = c.one_of(t["stop_bits"], f"ports.{name}.stop_bits", (1, 2), 1)
         if name in params.PORT_NAMES:
-            out[name] = PortConfig(int(baud), 9 + (parity != "N") + stop)
+            out[name] = PortConfig(int(baud), 9 + (parity != "N") + stop, tcp)
     return out
 
 
@@ -154,7 +156,8 @@ def _devices(c: _Check, raw: object, ports: dict[str, PortConfig]) -> list[Devic
         t = c.table(row, where, ("kind", "port", "unit"))
         kind = c.one_of(t.get("kind"), f"{where}.kind", KINDS, "meter")
         port = c.one_of(t.get("port"), f"{where}.port", tuple(ports), "a")
-        unit = int(c.number(t.get("unit"), f"{where}.unit", 1, 247, 1))
+        low, high = (0, 255) if port in ports and ports[port].tcp else (1, 247)
+        unit = int(c.number(t.get("unit"), f"{where}.unit", low, high, 1))
         if any(d.port == port and d.unit == unit for d in out):
             c.problems.append(f"{where}: unit {unit} on port {port} is taken: choose another unit")
         if kind != "meter" and any(d.kind == kind for d in out):
