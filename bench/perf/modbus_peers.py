@@ -55,10 +55,11 @@ def fifo(pid: int, priority: int) -> bool:
 
 
 class Slave:
-    """A libmodbus slave behind a PTY; `port` is the path of the client's end. Each client has its own: nobody reads another's bytes."""
+    """A libmodbus slave behind a PTY, or (tcp) on a loopback port; `port` is the path of the client's end, or tcp://127.0.0.1:PORT.
+    Each client has its own: nobody reads another's bytes."""
 
-    def __init__(self, program: Path, priority: int = 0, cpu: int | None = None) -> None:
-        self.process = subprocess.Popen([str(program), str(UNIT)], stdout=subprocess.PIPE, text=True)
+    def __init__(self, program: Path, priority: int = 0, cpu: int | None = None, *, tcp: bool = False) -> None:
+        self.process = subprocess.Popen([str(program), str(UNIT), *(["tcp"] if tcp else [])], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = self.process.stdout.readline().strip()
         if not self.port:
