@@ -50,11 +50,11 @@ def _open_ptys(names: list[str]) -> tuple[dict[str, int], dict[str, str], list[i
     return masters, paths, slaves
 
 
-def _open_sockets(names: list[str]) -> tuple[dict[str, int], dict[str, str]]:
-    """Listening sockets on ephemeral ports of 127.0.0.1, and their names."""
+def _open_sockets(ports: dict[str, int]) -> tuple[dict[str, int], dict[str, str]]:
+    """Listening sockets on ports of 127.0.0.1 (0: one that is free), and their names. Raises OSError."""
     listening, paths = {}, {}
-    for name in names:
-        sock = socket.create_server(("127.0.0.1", 0))
+    for name, number in ports.items():
+        sock = socket.create_server(("127.0.0.1", number))
         sock.setblocking(False)
         paths[name] = "tcp://{}:{}".format(*sock.getsockname())
         listening[name] = sock.detach()
@@ -146,8 +146,12 @@ def run(raw: dict[str, Any]) -> int:
     except OSError as e:
         _say({"errors": [f"out: {e}"]})
         return 2
+    try:
+        listening, named = _open_sockets({name: port.listen for name, port in cfg.ports.items() if port.tcp})
+    except OSError as e:
+        _say({"errors": [f"ports: {e}: another port, or true for any that is free"]})
+        return 2
     masters, paths, slaves = _open_ptys([name for name, port in cfg.ports.items() if not port.tcp])
-    listening, named = _open_sockets([name for name, port in cfg.ports.items() if port.tcp])
     loop = RealTime(plant, masters | listening)
     control = _Control(loop, plant)
     for s in (signal.SIGTERM, signal.SIGINT):

@@ -1,6 +1,6 @@
 """Configuration of the virtual cabinet: a plain dict (JSON), checked as a whole.
 
-    {"params": {"battery.soc": 0.55}, "ports": {"a": {"baud": 460800, "parity": "E", "stop_bits": 1}, "b": {"tcp": true}},
+    {"params": {"battery.soc": 0.55}, "ports": {"a": {"baud": 460800, "parity": "E", "stop_bits": 1}, "b": {"tcp": true | PORT}},
      "devices": [{"kind": "meter", "port": "a", "unit": 1}],
      "load": {"trace": "FILE[:COLUMN]" | "steps" | "cluster" | WATTS, "edge": "step" | "linear" | MS, "scale": 1,
      "repeat": true}, "seed": 1, "out": DIR | null, "duration_s": null, "faults": [{"at_s": 5, "for_s": 2, "key":
@@ -35,11 +35,14 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class PortConfig:
-    """Serial line: baud, and bits per character with start, parity and stop bits. tcp: a Modbus TCP server in its place."""
+    """Serial line: baud, and bits per character with start, parity and stop bits. tcp: a Modbus TCP server in its place, in real time
+    on loopback port `listen` (0: any that is free).
+    """
 
     baud: int
     char_bits: int
     tcp: bool = False
+    listen: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,12 @@ def _ports(c: _Check, raw: object) -> dict[str, PortConfig]:
     out = {}
     for name, row in c.table(raw, "ports", params.PORT_NAMES).items():
         t = _DEFAULT_PORT | {"tcp": False} | c.table(row, f"ports.{name}", (*_DEFAULT_PORT, "tcp"))
-        tcp = c.one_of(t["tcp"], f"ports.{name}.tcp", (True, False), False)
+        listen = 0 if isinstance(t["tcp"], bool) else int(c.number(t["tcp"], f"ports.{name}.tcp", 1, 65535, 1))
         baud = c.number(t["baud"], f"ports.{name}.baud", 300, 12_000_000, 460800)
         parity = c.one_of(t["parity"], f"ports.{name}.parity", ("N", "E", "O"), "E")
         stop = c.one_of(t["stop_bits"], f"ports.{name}.stop_bits", (1, 2), 1)
         if name in params.PORT_NAMES:
-            out[name] = PortConfig(int(baud), 9 + (parity != "N") + stop, tcp)
+            out[name] = PortConfig(int(baud), 9 + (parity != "N") + stop, t["tcp"] is not False, listen)
     return out
 
 
