@@ -279,12 +279,12 @@ cdef bint _probe(Bus* b, ScanCtx* c, int dev, int64_t limit, int64_t now) noexce
     d.probe_count = n
     if rtu_build(&c.m, d.unit, d.probe_fc, d.probe_addr, n, NULL, 0, 0) < 0:
         return False
-    nominal = (c.m.tx_len + c.m.ask.len) * c.m.char_ns + c.m.t35_ns + c.m.path_ns
+    nominal = (c.m.tx_len + c.m.ask.len) * c.m.char_ns + c.m.t35_ns + c.m.path_ns + d.turnaround_ns
     deadline = now + nominal + c.slack_ns
     if now + nominal + FIT_NS > limit:
         c.slots_missed += 1
         return False
-    _send(b, c, PROBE, dev, False, 0, deadline if deadline < limit else limit, now)
+    _send(b, c, PROBE, dev, False, d.turnaround_ns, deadline if deadline < limit else limit, now)
     return True
 
 
