@@ -24,6 +24,7 @@ from hal.plantypes import (
     HYPER_TICKS,
     MAX_BUSES,
     MAX_DEVICES,
+    MAX_SLOT_TICKS,
     NONE,
     SKIP_EVERY,
     BusSpec,
@@ -83,6 +84,11 @@ class _BusPlan:
     early: bool = False
     skips: bool = False
     slots: list[int] = field(default_factory=list)
+
+    @property
+    def needed(self) -> bool:
+        """The tick waits for this bus: it has fast reads, or the command. On another, an answer may take its whole slot."""
+        return bool(self.fast) or self.command >= 0
 
     def add(self, txn: Txn) -> int:
         self.txns.append(txn)
@@ -328,13 +334,16 @@ def _delaying(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
 
 def _skipping(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
     """Slow reads fit no tick beside the fast ones: they take one in SKIP_EVERY, and the fast reads of the next are
-    left out."""
-    limit = 2 * timing.tick_ms - b.spec.line.t35_ms
-    txns = _after_txns(b, limit - b.after_ms - timing.margin_ms)
-    if txns is not None:
-        b.limit_ms, b.every, b.skips = limit, timing.slot_every or SKIP_EVERY, True
-        b.delay_ms = timing.tick_ms
-    return txns
+    left out. On a bus without fast reads they take as many ticks as they need: nobody waits for the line."""
+    for ticks in range(2, 3 if b.fast else MAX_SLOT_TICKS + 1):
+        limit = ticks * timing.tick_ms - b.spec.line.t35_ms
+        txns = _after_txns(b, limit - b.after_ms - timing.margin_ms)
+        if txns is not None:
+            b.limit_ms, b.skips = limit, bool(b.fast)
+            b.every = timing.slot_every or SKIP_EVERY if b.fast else max(ticks, timing.slot_every)
+            b.delay_ms = timing.tick_ms
+            return txns
+    return None
 
 
 def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanProblem]) -> None:
@@ -420,7 +429,7 @@ def _result(plans: list[_BusPlan], step_ms: float, slack_ms: float, timing: Site
                 b.command,
                 tuple(b.slots),
                 limit,
-                slack_ms,
+                slack_ms if b.needed else limit,
                 timing.tick_ms,
                 b.early,
                 b.skips,
@@ -470,15 +479,12 @@ def _notes(plan: Plan, plans: list[_BusPlan], timing: SiteTiming, meter: Txn) ->
     for b in plans:
         if b.every > 1:
             what = "the next tick's fast reads are left out" if b.skips else f"the command after it leaves {b.delay_ms:.2f} ms later"
-            plan.notes.append(
-                f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th, and {what}: "
-                f"over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms"
-            )
+            costs = f", and {what}: over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms" if b.needed else ""
+            plan.notes.append(f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th{costs}")
         if b.spec.tcp:
-            plan.notes.append(
-                f"bus {b.spec.name}: TCP, planned with latency_ms = {b.spec.latency_ms:g} there and back; what the network needs more "
-                f"adds to it, and an answer that is {plan.step_deadline_ms - plan.step_ms:.1f} ms late misses its tick"
-            )
+            late = f"; an answer that is {plan.step_deadline_ms - plan.step_ms:.1f} ms late misses its tick" if b.fast else ""
+            network = f"latency_ms = {b.spec.latency_ms:g} there and back"
+            plan.notes.append(f"bus {b.spec.name}: TCP, planned with {network}; what the network needs more adds to it{late}")
         if any(m.assumed for _, _, m in b.devices):
             shapes = "planned with the shapes the standard gives SunSpec models; at start the devices are asked for theirs"
             plan.notes.append(f"bus {b.spec.name}: {shapes}")

@@ -14,6 +14,7 @@ MAX_BUSES, MAX_DEVICES = 8, 32  # _core/image.pxd
 FREE = -2  # after-slot that may serve what comes up (a probe, a request of the operator)
 NONE = -1  # no after-slot in this tick
 DELAY_EVERY = 10  # where a readback delays a command: ten times a second, as often as a lost PCS must be noticed
+MAX_SLOT_TICKS = 20  # a slow read on a bus that the tick does not wait for may take so long
 SKIP_EVERY = 20  # where a slow read costs a fast one: five times a second
 
 

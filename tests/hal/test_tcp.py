@@ -15,6 +15,7 @@ from hal.sunspec import assumed
 from hal.wiretime import SETTLE, TcpLine, WireTime
 
 MS = 1_000_000
+SERVER = "tcp://192.0.2.9"
 METER = load_profile("ballast_virtual_meter")
 
 
@@ -70,6 +71,38 @@ def test_units_and_refusals() -> None:
     with pytest.raises(PlanError) as e:
         site(latency_ms=12.0)
     assert "a network with less latency (12 ms a transaction)" in str(e.value) and "baud" not in str(e.value)
+
+
+def three(port: str, latency_ms: float = 1.0, turnaround_ms: float = 0.0) -> Plan:
+    """The BMS on a bus of its own, which the tick does not wait for."""
+    return plan_site(
+        [BusSpec("a", "", 460800), BusSpec("b", "", 460800), BusSpec("c", port, 460800, latency_ms=latency_ms)],
+        [
+            DeviceSpec("meter", "meter", "a", 1, METER),
+            DeviceSpec("bms", "bms", "c", 1, assumed("bms"), turnaround_ms),
+            DeviceSpec("pcs", "pcs", "b", 1, assumed("pcs")),
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("port", "latency_ms", "turnaround_ms", "every"),
+    [(SERVER, 5, 0, 1), (SERVER, 35, 0, 4), (SERVER, 20, 15, 4), (SERVER, 190, 0, 20), ("", 1, 30, 4)],
+)
+def test_a_bus_that_the_tick_does_not_wait_for_may_be_slow(port: str, latency_ms: float, turnaround_ms: float, every: int) -> None:
+    plan = three(port, latency_ms, turnaround_ms)
+    c = plan.tables[2]
+    assert sum(i >= 0 for i in c.slots) == 100 // every and not c.skips
+    assert plan.load_to_power_ms == three(port).load_to_power_ms, "what it takes is nobody's latency"
+    assert c.limit_ms <= every * 10.0 + plan.step_ms and c.slack_ms == c.limit_ms
+    assert all(t.wire.nominal_ms + plan.step_ms < c.limit_ms for t in c.txns)
+    text = str(plan)
+    assert ("takes every" in text) == (every > 1) and "over all ticks" not in text
+
+
+def test_slower_than_that_is_refused() -> None:
+    with pytest.raises(PlanError, match="a network with less latency"):
+        three(SERVER, 250)
 
 
 # ---------------------------------------------------------------- the scan

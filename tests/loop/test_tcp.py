@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from _core import image as im
 from bench.plant.params import PARAMS
 from bench.sim import Simulation, alarms, figures
 from controller import build
+from controller import site as sites
 from controller.virtual import LoadOptions
 from tests.loop.test_virtual import commands
 
@@ -141,3 +143,18 @@ def test_a_restarted_control_finds_its_devices_over_new_connections() -> None:
     again.to_grid()
     again.run_s(2)
     assert np.abs(np.asarray(again.truth()["batt_w"])[before:] - 40e3).max() < 0.02 * 250e3
+
+
+def test_a_slow_bms_on_a_connection_of_its_own(tmp_path: Path) -> None:
+    """35 ms there and back: read in every fourth tick, and the loop is as fast as without it."""
+    text = sites.BUILTIN.read_text().replace('bus = "a"\nunit = 10', 'bus = "c"\nunit = 10')
+    text += '\n[[bus]]\nname = "c"\nport = "virtual-tcp"\nlatency_ms = 35.0\n'
+    (tmp_path / "site.toml").write_text(text)
+    site = build.load_site(tmp_path / "site.toml", [], lambda: list(PARAMS))
+    s = Simulation(site, LoadOptions(trace="steps", repeat=False), faults=[{"at_s": 60, "for_s": 60, "key": "c.jitter_s", "value": 0.001}])
+    s.run_s(150)
+    made = figures(s, 1)
+    assert s.out["mode"] == im.MODE_GRID and made["plan"]["load_to_power_ms"]["p99"] == pytest.approx(18.354, abs=1e-3)
+    assert made["measured"]["load_to_power_ms"]["p99"] == pytest.approx(18.354, rel=0.02)
+    assert made["buses"]["c"]["timeouts"] == made["buses"]["c"]["late"] == 0 and made["missed_ticks"] == 0
+    assert made["buses"]["c"]["transactions"] == pytest.approx(150 * 25, rel=0.02)
