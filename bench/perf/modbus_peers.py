@@ -1,4 +1,4 @@
-"""The Modbus RTU peers, each timed alike: libmodbus's slave and client, compiled from the C files beside this one, and Python clients."""
+"""The Modbus peers, each timed alike: libmodbus's slave and client, compiled from the C files beside this one, and Python clients."""
 
 from __future__ import annotations
 
@@ -105,10 +105,12 @@ class Ours(Client):
 
     def __init__(self, port: str) -> None:
         from bench.perf.loops import Client as Loop
+        from hal.dial import open_tcp
         from hal.wire import open_port
 
-        self.fd = open_port(port, BAUD, "N")
-        self.loop = Loop(self.fd, UNIT, round(TIMEOUT_S * 1e9))
+        tcp = port.startswith("tcp://")
+        self.fd = open_tcp(port) if tcp else open_port(port, BAUD, "N")
+        self.loop = Loop(self.fd, UNIT, round(TIMEOUT_S * 1e9), tcp)
 
     def run(self, n: int, pause_ns: int) -> list[int]:
         return self.loop.run(n, pause_ns)
