@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ def free_ports(n: int) -> list[int]:
     finally:
         for s in socks:
             s.close()
+
+
+def descriptors(live: Live) -> int:
+    return len(os.listdir(f"/proc/{live.here.control_pid}/fd"))
 
 
 class Site:
@@ -71,6 +76,7 @@ def test_servers_that_come_late_hang_up_fall_silent_die_and_return(site: Site) -
     until(lambda: live.out["p_cmd_w"] == 20e3, 30, "20 kW held")
     grid_since = time.monotonic()
 
+    control, fds = live.here.control_pid, descriptors(live)
     # The PCS's server hangs up, then the meter's falls silent without a word: another connection, no mode lost, power kept.
     t_ns, missed, head = core.monotonic_ns(), site.missed, int(live.image.head)
     before = site.reopened(1)
@@ -101,5 +107,7 @@ def test_servers_that_come_late_hang_up_fall_silent_die_and_return(site: Site) -
     head = int(live.image.head)
     site.serve()
     live.grid(40, head)
+    assert live.here.control_pid == control
+    until(lambda: descriptors(live) == fds, 5, "no descriptor is left behind")
     for bus in "ab":
         assert live.lines(f"bus {bus}: port tcp://127.0.0.1:{site.listen[bus]} is gone") <= 3
