@@ -33,7 +33,6 @@ from controller.site import Bus, Site
 from controller.supervise import RECORD_NAME
 from controller.supervisor import Supervisor
 from controller.virtual import PLANT_PORTS, LoadOptions, plant_config
-from hal.tcp import is_tcp
 
 SECOND_NS = 1_000_000_000
 T0_NS = SECOND_NS  # virtual time begins here: 0 means "never" everywhere
@@ -87,7 +86,7 @@ class Simulation:
 
     def _asker(self, bus: Bus) -> Callable[[int, int, int, int], list[int]]:
         """Blocking reads over the virtual wire, for the SunSpec scan before the engine starts."""
-        master = PyRtuMaster(bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, tcp=is_tcp(bus.port))
+        master = PyRtuMaster(bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, tcp=bus.tcp)
         timeout_ns = max(100_000_000, int(3e6 * bus.latency_ms))
 
         def transact(unit: int, fc: int, addr: int, count: int) -> list[int]:

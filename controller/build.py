@@ -18,7 +18,6 @@ from controller import site as sites
 from controller.problems import Problem, SiteError
 from controller.settings import ROLES, Value
 from controller.site import Bus, Device, Site
-from hal import tcp
 from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
 from hal.profile import ProfileError, load_profile
 from hal.rows import DeviceMap
@@ -159,7 +158,7 @@ def open_port(bus: Bus, path: str) -> int:
     hal.wire.PortError."""
     from hal import dial, wire  # only where there are ports: a simulation has none
 
-    if tcp.is_tcp(path):
+    if bus.tcp:
         return dial.open_tcp(path)
     return int(wire.open_port(path, bus.baud, bus.parity, bus.stop_bits))
 
@@ -180,7 +179,7 @@ def port_problems(site: Site) -> list[Problem]:
     problems: list[Problem] = []
     if site.virtual:
         return problems
-    for bus in (b for b in site.buses if not tcp.is_tcp(b.port)):
+    for bus in (b for b in site.buses if not b.tcp):
         try:
             close_port(open_port(bus, bus.port))
         except PortError as e:
@@ -192,7 +191,7 @@ def blocking_line(bus: Bus, fd: int) -> Transact:
     """Blocking reads over an open port: for scanning before the engine starts, never beside it."""
     from hal.wire import BlockingLine
 
-    if tcp.is_tcp(bus.port):
+    if bus.tcp:
         return BlockingLine(fd, tcp=True, timeout_s=max(0.25, 3e-3 * bus.latency_ms))
     return BlockingLine(fd, bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, timeout_s=0.25)
 
@@ -203,7 +202,7 @@ def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
         return []
     from hal import wire
 
-    lines = [(bus, fd) for bus, fd in zip(site.buses, fds, strict=True) if fd >= 0 and not tcp.is_tcp(bus.port)]
+    lines = [(bus, fd) for bus, fd in zip(site.buses, fds, strict=True) if fd >= 0 and not bus.tcp]
     granted = [(bus.name, wire.low_latency(fd)) for bus, fd in lines]
     return [f"bus {name}: {why}" for name, why in granted if why]
 
@@ -290,7 +289,7 @@ def detection_s(site: Site) -> float:
     (Modbus over serial line V1.02, 2.5.1.1: 1.75 ms above 19200 baud). Over TCP the frame says where it ends."""
     pcs = next(d for d in site.devices if d.role == "pcs")
     bus = next(b for b in site.buses if b.name == pcs.bus)
-    if tcp.is_tcp(bus.port):
+    if bus.tcp:
         return 0.0
     char_s = (9 + (bus.parity != "N") + bus.stop_bits) / bus.baud
     return 1.75e-3 if bus.baud > 19200 else 3.5 * char_s

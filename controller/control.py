@@ -29,7 +29,6 @@ from controller import build
 from controller.clock import Clock, RealClock
 from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, die_with_parent, say
 from controller.site import Site
-from hal.tcp import is_tcp
 
 STACK_BYTES = 256 * 1024  # locked into memory, for each thread
 SCAN_WAIT_S = (0.5, 1, 2, 4, 8)  # the last one again and again
@@ -49,7 +48,7 @@ def open_ports(site: Site, ports: dict[str, str]) -> tuple[list[int], list[str]]
     """
     fds, problems = [], []
     for bus in site.buses:
-        if is_tcp(bus.port):
+        if bus.tcp:
             fds.append(-1)
             continue
         path = ports.get(bus.name, bus.port)
@@ -72,7 +71,7 @@ def dial(site: Site, ports: dict[str, str], fds: list[int], again: bool = False)
     """Connects the TCP buses that have no descriptor yet (again: all of them anew), into fds; what is in the way of each that stays -1."""
     away = []
     for i, bus in enumerate(site.buses):
-        if not is_tcp(bus.port) or (fds[i] >= 0 and not again):
+        if not bus.tcp or (fds[i] >= 0 and not again):
             continue
         if fds[i] >= 0:
             build.close_port(fds[i])
@@ -245,8 +244,8 @@ class Helper:
 
 def helped(site: Site) -> list[list[int]]:
     """Which buses share a helper: all lines one, each TCP bus its own."""
-    lines = [i for i, bus in enumerate(site.buses) if not is_tcp(bus.port)]
-    return [buses for buses in (lines, *([i] for i, bus in enumerate(site.buses) if is_tcp(bus.port))) if buses]
+    lines = [i for i, bus in enumerate(site.buses) if not bus.tcp]
+    return [buses for buses in (lines, *([i] for i, bus in enumerate(site.buses) if bus.tcp)) if buses]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 from controller.problems import Problem
 from controller.settings import MODEL_QUEUE_TICKS, RENEW_S, ROLES, SERIAL_KEYS, TCP_KEYS, TICK_S
-from controller.site import VIRTUALS, Bus, Site, valid_name
+from controller.site import Bus, Site, valid_name
 from controller.walk import near
 from hal import tcp
 
@@ -119,16 +119,16 @@ def _buses(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
         if bus.parity not in _PARITIES:
             problems.append(Problem(site.file, f"{key}.parity", bus.parity, "is unknown", 'write "E", "O" or "N"'))
         _foreign_keys(site, bus, raw, problems)
-        if bus.port in VIRTUALS:
+        if bus.virtual:
             continue
         real = _real_port(site, bus, problems)
         if real in ports:
-            remedy = "put its devices on that bus" if tcp.is_tcp(bus.port) else "each bus has its own adapter"
+            remedy = "put its devices on that bus" if bus.tcp else "each bus has its own adapter"
             problems.append(Problem(site.file, f"{key}.port", bus.port, f"is the port of bus {ports[real]} too", remedy))
         ports.setdefault(real, bus.name)
-    kinds = {bus.port in VIRTUALS for bus in site.buses}
+    kinds = {bus.virtual for bus in site.buses}
     if len(kinds) == 2:
-        first = next(bus for bus in site.buses if bus.port in VIRTUALS)
+        first = next(bus for bus in site.buses if bus.virtual)
         why = "is virtual while other buses are real: the virtual cabinet is all or nothing"
         remedy = 'write a port, or "virtual" or "virtual-tcp" for all'
         problems.append(Problem(site.file, f"bus.{first.name}.port", first.port, why, remedy))
@@ -136,8 +136,7 @@ def _buses(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
 
 def _foreign_keys(site: Site, bus: Bus, raw: Mapping[str, Any], problems: list[Problem]) -> None:
     """What only the other kind of bus has."""
-    is_tcp = tcp.is_tcp(bus.port)
-    keys, kind = (SERIAL_KEYS, "a TCP connection") if is_tcp else (TCP_KEYS, "a serial line")
+    keys, kind = (SERIAL_KEYS, "a TCP connection") if bus.tcp else (TCP_KEYS, "a serial line")
     given: dict[str, Any] = next((row for row in raw.get("bus", []) if isinstance(row, dict) and row.get("name") == bus.name), {})
     for name in keys:
         if name in given:
@@ -146,7 +145,7 @@ def _foreign_keys(site: Site, bus: Bus, raw: Mapping[str, Any], problems: list[P
 
 def _real_port(site: Site, bus: Bus, problems: list[Problem]) -> str:
     """A name by which two ways of writing one port are the same."""
-    if not tcp.is_tcp(bus.port):
+    if not bus.tcp:
         return str(Path(bus.port).resolve())  # two links to one adapter are one port
     try:
         return "tcp://{}:{}".format(*tcp.parse(bus.port))
@@ -169,7 +168,7 @@ def _devices(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> Non
         if device.bus not in names:
             remedy = near(device.bus, names) or f"buses here: {', '.join(names) or 'none'}"
             problems.append(Problem(site.file, f"{key}.bus", device.bus, "is no bus of this file", remedy))
-        if device.unit not in _LINE_UNITS and not any(b.name == device.bus and tcp.is_tcp(b.port) for b in site.buses):
+        if device.unit not in _LINE_UNITS and not any(b.name == device.bus and b.tcp for b in site.buses):
             why = f"is outside 1 to 247: bus {device.bus} is a serial line"
             problems.append(Problem(site.file, f"{key}.unit", device.unit, why, "only a TCP bus has units 0 and 248 to 255"))
         place = (device.bus, device.unit)

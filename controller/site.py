@@ -23,13 +23,13 @@ from hal import tcp
 
 BUILTIN = Path(__file__).with_name("builtin.toml")
 VIRTUAL = "virtual"
-VIRTUALS = (VIRTUAL, tcp.VIRTUAL)
+VIRTUAL_TCP = tcp.VIRTUAL
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
 @dataclass(frozen=True)
 class Bus:
-    """One bus; `port` is the path of a tty, "tcp://host:port", or one of VIRTUALS."""
+    """One bus; `port` is the path of a tty, "tcp://host:port", or the virtual cabinet's: "virtual", "virtual-tcp"."""
 
     name: str
     port: str
@@ -37,6 +37,16 @@ class Bus:
     parity: str
     stop_bits: int
     latency_ms: float = 1.0  # TCP
+
+    @property
+    def tcp(self) -> bool:
+        """True for Modbus over TCP, False for a serial line."""
+        return tcp.is_tcp(self.port)
+
+    @property
+    def virtual(self) -> bool:
+        """True where the virtual cabinet is behind it."""
+        return self.port in (VIRTUAL, VIRTUAL_TCP)
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class Site:
     @property
     def virtual(self) -> bool:
         """True where the buses lead to the virtual cabinet."""
-        return all(bus.port in VIRTUALS for bus in self.buses)
+        return all(bus.virtual for bus in self.buses)
 
     def num(self, key: str) -> float:
         """A numeric setting, in the unit its name ends with."""

@@ -18,7 +18,6 @@ from controller.clock import Clock
 from controller.problems import Problem, SiteError
 from controller.process import Child
 from controller.site import Bus, Site
-from hal.tcp import is_tcp
 
 PLANT_PORTS = "abcd"  # the plant's names for its ports, in the order of the site's buses
 PLANT_KINDS = ("meter", "bms", "pcs")
@@ -61,7 +60,7 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
     }
     if site.num("battery.c_rate") != 1:
         params["bms.charge_limit_w"] = params["bms.discharge_limit_w"] = site.num("battery.energy_wh") * site.num("battery.c_rate")
-    params |= {f"{ports[bus.name]}.latency_s": 1e-3 * bus.latency_ms for bus in site.buses if is_tcp(bus.port)}
+    params |= {f"{ports[bus.name]}.latency_s": 1e-3 * bus.latency_ms for bus in site.buses if bus.tcp}
     params |= site.plant
     return {
         "params": params,
@@ -74,7 +73,7 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
 
 
 def _port(bus: Bus) -> dict[str, Any]:
-    return {"tcp": True} if is_tcp(bus.port) else {"baud": bus.baud, "parity": bus.parity, "stop_bits": bus.stop_bits}
+    return {"tcp": True} if bus.tcp else {"baud": bus.baud, "parity": bus.parity, "stop_bits": bus.stop_bits}
 
 
 def plant_keys() -> list[str]:
