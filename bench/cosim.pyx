@@ -226,7 +226,8 @@ cdef void _emit(void* ctx, int port, const uint8_t* buf, int n, int64_t t_ns) no
     e.port = port
     e.n = n
     e.t_ns = t_ns
-    memcpy(e.buf, buf, n)
+    if n > 0:                               # 0: the cabinet hangs up, and there is no buffer
+        memcpy(e.buf, buf, n)
     o.n += 1
 
 
