@@ -89,14 +89,14 @@ class Simulation:
 
     def _asker(self, bus: Bus) -> Callable[[int, int, int, int], list[int]]:
         """Blocking reads over the virtual wire, for the SunSpec scan before the engine starts."""
-        bits = 9 + (bus.parity != "N") + bus.stop_bits
-        master = PyRtuMaster(bus.baud, bits)
+        master = PyRtuMaster(bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, tcp=bus.tcp)
+        timeout_ns = max(100_000_000, int(3e6 * bus.latency_ms))
 
         def transact(unit: int, fc: int, addr: int, count: int) -> list[int]:
             frame = master.request(unit, fc, addr, count)
-            master.sent(self.cosim.now_ns, 100_000_000)
+            master.sent(self.cosim.now_ns, timeout_ns)
             answer: list[int] = []
-            for t_ns, data in self.cosim.exchange(self.numbers[bus.name], frame):
+            for t_ns, data in self.cosim.exchange(self.numbers[bus.name], frame, timeout_ns):
                 if master.feed(data, t_ns) == "ok":
                     answer = list(master.words)
             if master.waiting:

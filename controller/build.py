@@ -1,4 +1,4 @@
-"""From a site to what hal and the kernel run: the one place in controller/ that calls hal.
+"""From a site to what hal and the kernel run: the one place in controller/ that calls hal (but for the names of ports, hal.tcp).
 
     site file -> Site -> specs (+ device maps) -> Plan -> BusScans;     Site -> struct Site of the kernel, Limits
 
@@ -139,7 +139,10 @@ def specs(site: Site, maps: Sequence[DeviceMap] | None = None) -> tuple[list[Bus
     if maps is None:
         maps = [_offline_map(site, device) for device in site.devices]
     buses: list[BusSpec | CanSpec] = [
-        CanSpec(b.name, b.port, b.bitrate) if b.can else BusSpec(b.name, b.port, b.baud, b.parity, b.stop_bits) for b in site.buses
+        CanSpec(b.name, b.port, b.bitrate)
+        if b.can
+        else BusSpec(b.name, b.port, b.baud, b.parity, b.stop_bits, latency_ms=b.latency_ms)
+        for b in site.buses
     ]
     devices = [DeviceSpec(d.name, d.role, d.bus, d.unit, m) for d, m in zip(site.devices, maps, strict=True)]
     timing = SiteTiming(
@@ -188,9 +191,12 @@ def engine_timing(made: Plan) -> dict[str, int]:
 
 
 def open_port(bus: Bus, path: str) -> int:
-    """A ready descriptor: raw, non-blocking, exclusive, locked. Raises hal.wire.PortError."""
-    from hal import canport, wire  # only where there are ports: a simulation has none
+    """A ready descriptor, of a tty (raw, exclusive, locked), a TCP connection or a CAN port; non-blocking. May take a second. Raises
+    hal.wire.PortError."""
+    from hal import canport, dial, wire  # only where there are ports: a simulation has none
 
+    if bus.tcp:
+        return dial.open_tcp(path)
     if bus.can:
         return canport.open_can(path, bus.bitrate, bus.baud)
     return int(wire.open_port(path, bus.baud, bus.parity, bus.stop_bits))
@@ -214,13 +220,15 @@ def close_port(fd: int) -> None:
 
 
 def port_problems(site: Site) -> list[Problem]:
-    """Every port that cannot be used now: missing, no tty, in use, forbidden. Each is opened and given back."""
+    """Every serial port that cannot be used now: missing, no tty, in use, forbidden. Each is opened and given back.
+
+    A TCP server that is not there yet is no mistake of the site file: control waits for it."""
     from hal.wire import PortError
 
     problems: list[Problem] = []
     if site.virtual:
         return problems
-    for bus in site.buses:
+    for bus in (b for b in site.buses if not b.tcp):
         try:
             fd = open_port(bus, bus.port)
             if bus.can:
@@ -237,6 +245,8 @@ def blocking_line(bus: Bus, fd: int) -> Transact:
     """Blocking reads over an open port: for scanning before the engine starts, never beside it."""
     from hal.wire import BlockingLine
 
+    if bus.tcp:
+        return BlockingLine(fd, tcp=True, timeout_s=max(0.25, 3e-3 * bus.latency_ms))
     return BlockingLine(fd, bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, timeout_s=0.25)
 
 
@@ -246,7 +256,11 @@ def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
         return []
     from hal import wire
 
-    ttys = [(bus, fd) for bus, fd in zip(site.buses, fds, strict=True) if fd >= 0 and not bus.port.startswith("can:")]
+    ttys = [
+        (bus, fd)
+        for bus, fd in zip(site.buses, fds, strict=True)
+        if fd >= 0 and not bus.tcp and not bus.port.startswith("can:")
+    ]
     granted = [(bus.name, wire.low_latency(fd)) for bus, fd in ttys]
     return [f"bus {name}: {why}" for name, why in granted if why]
 
@@ -330,11 +344,11 @@ def _groups(maps: Sequence[DeviceMap]) -> dict[str, int]:
 
 def detection_s(site: Site) -> float:
     """How long after the command's last bit the converter knows that the frame is over: 3.5 characters of silence
-    (Modbus over serial line V1.02, 2.5.1.1: 1.75 ms above 19200 baud)."""
+    (Modbus over serial line V1.02, 2.5.1.1: 1.75 ms above 19200 baud). Over TCP the frame says where it ends."""
     pcs = next(d for d in site.devices if d.role == "pcs")
     bus = next(b for b in site.buses if b.name == pcs.bus)
-    if bus.can:
-        return 0.0  # a CAN frame is known to be whole with its last bit
+    if bus.tcp or bus.can:
+        return 0.0  # a frame is known to be whole with its last bit
     char_s = (9 + (bus.parity != "N") + bus.stop_bits) / bus.baud
     return 1.75e-3 if bus.baud > 19200 else 3.5 * char_s
 

@@ -106,24 +106,27 @@ SETTINGS: dict[str, Setting] = {row.key: row for row in _ROWS}
 SECTIONS = tuple(dict.fromkeys(row.section for row in SETTINGS.values()))
 
 # Rows of the arrays of tables: [[bus]], [[device]], [[schedule]].
+_PORT_TEXT = 'serial port, "tcp://host:502", "can:IFACE", "slcan:TTY"; the virtual cabinet: "virtual", "virtual-tcp", "virtual-can"'
 BUS = {
     row.key: row
     for row in (
         Setting("name", None, 1, 20, "", "short name, used by devices and records", "str", needed=True),
-        Setting("port", "virtual", 1, 200, "", 'serial port, "can:IFACE", "slcan:TTY"; "virtual", "virtual-can": a virtual one', "str"),
-        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed", "int"),
-        Setting("parity", "E", 1, 1, "", "E, O or N", "str"),
-        Setting("stop_bits", 1, 1, 2, "", "1 or 2", "int"),
+        Setting("port", "virtual", 1, 200, "", _PORT_TEXT, "str"),
+        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed; serial ports only", "int"),
+        Setting("parity", "E", 1, 1, "", "E, O or N; serial ports only", "str"),
+        Setting("stop_bits", 1, 1, 2, "", "1 or 2; serial ports only", "int"),
+        Setting("latency_ms", 1.0, 0.05, 1000, "ms", "TCP only: a request's way there and its answer's way back, without turnaround"),
         Setting("bitrate", 500_000, 10_000, 1_000_000, "bit/s", "CAN: rate of the bus; SocketCAN has it from `ip link`", "int"),
     )
 }
+SERIAL_KEYS, TCP_KEYS = ("baud", "parity", "stop_bits"), ("latency_ms",)  # of [[bus]], which the other kind has not
 DEVICE = {
     row.key: row
     for row in (
         Setting("name", None, 1, 20, "", "short name, used in events and records", "str", needed=True),
         Setting("role", None, 1, 20, "", "what it is to the controller", "str", needed=True),
         Setting("bus", None, 1, 20, "", "the bus it answers on", "str", needed=True),
-        Setting("unit", None, 1, 247, "", "Modbus address; CAN: 1, or the instance where its profile counts them", "int", needed=True),
+        Setting("unit", None, 0, 255, "", "Modbus address: 1 to 247 on a serial line, 0 to 255 over TCP; CAN: 1 up", "int", needed=True),
         Setting("profile", "sunspec", 1, 200, "", '"sunspec", a profile\'s name, or the path of a profile file', "str"),
     )
 }

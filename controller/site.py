@@ -19,22 +19,26 @@ from typing import Any
 from controller import walk
 from controller.problems import Problem, SiteError
 from controller.settings import SETTINGS, Value, derived
+from hal import tcp
 
 BUILTIN = Path(__file__).with_name("builtin.toml")
 VIRTUAL = "virtual"
 VIRTUAL_CAN = "virtual-can"
+VIRTUAL_TCP = tcp.VIRTUAL
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
 @dataclass(frozen=True)
 class Bus:
-    """One bus; `port` is a path, "can:IFACE", "slcan:TTY", or the virtual cabinet's: "virtual", "virtual-can"."""
+    """One bus; `port` is the path of a tty, "tcp://host:port", "can:IFACE", "slcan:TTY", or the virtual cabinet's: "virtual",
+    "virtual-tcp", "virtual-can"."""
 
     name: str
     port: str
     baud: int
     parity: str
     stop_bits: int
+    latency_ms: float = 1.0  # TCP
     bitrate: int = 500_000
 
     @property
@@ -43,9 +47,14 @@ class Bus:
         return self.port == VIRTUAL_CAN or self.port.startswith(("can:", "slcan:"))
 
     @property
+    def tcp(self) -> bool:
+        """True for Modbus over TCP, False for a serial line."""
+        return tcp.is_tcp(self.port)
+
+    @property
     def virtual(self) -> bool:
         """True where the virtual cabinet is behind it."""
-        return self.port in (VIRTUAL, VIRTUAL_CAN)
+        return self.port in (VIRTUAL, VIRTUAL_TCP, VIRTUAL_CAN)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 from controller.clock import Clock
 from controller.problems import Problem, SiteError
 from controller.process import Child
-from controller.site import Site
+from controller.site import Bus, Site
 
 PLANT_PORTS = "abcd"  # the plant's names for its ports, in the order of the site's buses
 PLANT_KINDS = ("meter", "bms", "pcs")
@@ -68,18 +68,22 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
         params["bms.charge_limit_w"] = params["bms.discharge_limit_w"] = site.num("battery.energy_wh") * site.num("battery.c_rate")
     if any(d.profile == "foxbms_2" for d in site.devices):
         params["bms.can_foxbms"] = 1
+    params |= {f"{ports[bus.name]}.latency_s": 1e-3 * bus.latency_ms for bus in site.buses if bus.tcp}
     params |= site.plant
     return {
         "params": params,
-        "ports": {
-            ports[bus.name]: {"bitrate": bus.bitrate} if bus.can else {"baud": bus.baud, "parity": bus.parity, "stop_bits": bus.stop_bits}
-            for bus in site.buses
-        },
+        "ports": {ports[bus.name]: _port(bus) for bus in site.buses},
         "devices": [{"kind": d.role, "port": ports[d.bus], "unit": d.unit} for d in site.devices],
         "load": {"trace": load.trace, "edge": load.edge, "scale": load.scale, "repeat": load.repeat},
         "seed": load.seed,
         "out": None,  # the truth is asked for when the run's figures are taken
     }
+
+
+def _port(bus: Bus) -> dict[str, Any]:
+    if bus.can:
+        return {"bitrate": bus.bitrate}
+    return {"tcp": True} if bus.tcp else {"baud": bus.baud, "parity": bus.parity, "stop_bits": bus.stop_bits}
 
 
 def plant_keys() -> list[str]:
@@ -94,7 +98,7 @@ def plant_keys() -> list[str]:
 
 
 class Plant:
-    """The running virtual cabinet. `ports` maps the site's buses to PTYs once `start` has returned."""
+    """The running virtual cabinet. `ports` maps the site's buses to PTYs and loopback ports once `start` has returned."""
 
     def __init__(self, site: Site, config: dict[str, Any], directory: Path, clock: Clock, stderr: Any = None) -> None:
         self.site, self.directory, self.clock = site, directory, clock

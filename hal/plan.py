@@ -26,6 +26,7 @@ from hal.plantypes import (
     HYPER_TICKS,
     MAX_BUSES,
     MAX_DEVICES,
+    MAX_SLOT_TICKS,
     NONE,
     SKIP_EVERY,
     BusSpec,
@@ -86,6 +87,11 @@ class _BusPlan:
     skips: bool = False
     slots: list[int] = field(default_factory=list)
 
+    @property
+    def needed(self) -> bool:
+        """The tick waits for this bus: it has fast reads, or the command. On another, an answer may take its whole slot."""
+        return bool(self.fast) or self.command >= 0
+
     def add(self, txn: Txn) -> int:
         self.txns.append(txn)
         return len(self.txns) - 1
@@ -138,8 +144,9 @@ def _assign(buses: Sequence[BusSpec | CanSpec], devices: Sequence[DeviceSpec], m
         if device.role != d.role:
             problems.append(PlanProblem(d.bus, f"device {d.name} is bound as {d.role}, but its map is a {device.role}"))
         other = taken.setdefault((d.bus, d.unit), d.name)
-        if other != d.name or not 1 <= d.unit <= 247:
-            why = f"unit {d.unit} is {other}'s already" if other != d.name else f"unit {d.unit} is outside 1..247"
+        units = plans[d.bus].spec.units
+        if other != d.name or d.unit not in units:
+            why = f"unit {d.unit} is {other}'s already" if other != d.name else f"unit {d.unit} is outside {units[0]}..{units[-1]}"
             problems.append(PlanProblem(d.bus, f"device {d.name}: {why}", ("another unit id",)))
         if d.turnaround_ms is not None:
             device = replace(device, turnaround_ms=d.turnaround_ms)
@@ -221,7 +228,9 @@ def _place_command(b: _BusPlan, step_ms: float, timing: SiteTiming, problems: li
 
 def _ways_out(b: _BusPlan, parts: list[Txn]) -> tuple[str, ...]:
     ways = []
-    for baud in (230400, 460800, 921600):
+    if b.spec.tcp:
+        ways.append(f"{b.spec.faster} ({b.spec.latency_ms:g} ms a transaction)")
+    for baud in () if b.spec.tcp else (230400, 460800, 921600):
         line = Line(baud, b.spec.line.bits)
         total = sum(WireTime(line, t.wire.request, t.wire.answer, t.wire.turnaround_ms).total_ms for t in parts)
         if baud > b.spec.baud and total <= 10.0:
@@ -253,9 +262,7 @@ def _budget(b: _BusPlan, timing: SiteTiming) -> float:
 
 def _registers(b: _BusPlan, budget_ms: float, turnaround_ms: float) -> int:
     """How many registers one read may have to fit `budget_ms`."""
-    line = b.spec.line
-    chars = int((budget_ms - 8 * line.char_ms - line.t35_ms - turnaround_ms) / line.char_ms + 1e-9)
-    return max(0, min(125, (chars - 5) // 2))
+    return b.spec.line.room(budget_ms, turnaround_ms)
 
 
 def _after_txns(b: _BusPlan, budget_ms: float) -> list[Txn] | None:
@@ -303,7 +310,7 @@ def _place_after(b: _BusPlan, timing: SiteTiming, problems: list[PlanProblem]) -
                 f"{_registers(b, budget, 0.0)} registers (the shortest read takes {shortest.nominal_ms:.3f} ms): "
                 "readback, heartbeat or slow reads have no place",
                 (
-                    "raise the baud rate",
+                    b.spec.faster,
                     "move a device to another bus",
                     "a slower readback",
                     "a device with less turnaround",
@@ -335,13 +342,16 @@ def _delaying(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
 
 def _skipping(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
     """Slow reads fit no tick beside the fast ones: they take one in SKIP_EVERY, and the fast reads of the next are
-    left out."""
-    limit = 2 * timing.tick_ms - b.spec.line.t35_ms
-    txns = _after_txns(b, limit - b.after_ms - timing.margin_ms)
-    if txns is not None:
-        b.limit_ms, b.every, b.skips = limit, timing.slot_every or SKIP_EVERY, True
-        b.delay_ms = timing.tick_ms
-    return txns
+    left out. On a bus without fast reads they take as many ticks as they need: nobody waits for the line."""
+    for ticks in range(2, 3 if b.fast else MAX_SLOT_TICKS + 1):
+        limit = ticks * timing.tick_ms - b.spec.line.t35_ms
+        txns = _after_txns(b, limit - b.after_ms - timing.margin_ms)
+        if txns is not None:
+            b.limit_ms, b.skips = limit, bool(b.fast)
+            b.every = timing.slot_every or SKIP_EVERY if b.fast else max(ticks, timing.slot_every)
+            b.delay_ms = timing.tick_ms
+            return txns
+    return None
 
 
 def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanProblem]) -> None:
@@ -362,7 +372,7 @@ def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanP
                 f"{len(second)} once-a-second transactions and {len(slow)} slow reads need more than the "
                 f"{len(ticks)} after-slots "
                 f"of {HYPER_TICKS} ticks",
-                ("move a device to another bus", "raise the baud rate"),
+                ("move a device to another bus", b.spec.faster),
             )
         )
         return
@@ -397,7 +407,7 @@ def _slack(plans: list[_BusPlan], step_ms: float, timing: SiteTiming, problems: 
                 PlanProblem(
                     b.spec.name,
                     f"a command {room:.3f} ms late would still be on the line when the next one is due: no room to wait for an answer",
-                    ("raise the baud rate", "move the meter to another bus"),
+                    (b.spec.faster, "move the meter to another bus"),
                 )
             )
         slack = min(slack, room)
@@ -435,7 +445,7 @@ def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, 
                 b.command,
                 tuple(b.slots),
                 limit,
-                slack_ms,
+                slack_ms if b.needed else limit,
                 timing.tick_ms,
                 b.early,
                 b.skips,
@@ -491,10 +501,12 @@ def _notes(plan: Plan, plans: list[_BusPlan], timing: SiteTiming, meter: Txn) ->
     for b in plans:
         if b.every > 1:
             what = "the next tick's fast reads are left out" if b.skips else f"the command after it leaves {b.delay_ms:.2f} ms later"
-            plan.notes.append(
-                f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th, and {what}: "
-                f"over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms"
-            )
+            costs = f", and {what}: over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms" if b.needed else ""
+            plan.notes.append(f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th{costs}")
+        if b.spec.tcp:
+            late = f"; an answer that is {plan.step_deadline_ms - plan.step_ms:.1f} ms late misses its tick" if b.fast else ""
+            network = f"latency_ms = {b.spec.latency_ms:g} there and back"
+            plan.notes.append(f"bus {b.spec.name}: TCP, planned with {network}; what the network needs more adds to it{late}")
         if any(m.assumed for _, _, m in b.devices):
             shapes = "planned with the shapes the standard gives SunSpec models; at start the devices are asked for theirs"
             plan.notes.append(f"bus {b.spec.name}: {shapes}")

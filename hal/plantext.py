@@ -14,12 +14,14 @@ def render(plan: Plan) -> str:
         if isinstance(table, CanTable):
             lines += table.lines()
             continue
-        line = table.spec.line
-        lines.append(
-            f"bus {table.spec.name}: {table.spec.baud} 8{table.spec.parity}{table.spec.stop_bits}, character "
-            f"{line.bits} bit = "
-            f"{line.char_ms:.4f} ms, t3.5 = {line.t35_ms:.3f} ms"
-        )
+        line, spec = table.spec.line, table.spec
+        if spec.tcp:
+            lines.append(f"bus {spec.name}: TCP, {spec.latency_ms:g} ms there and back")
+        else:
+            lines.append(
+                f"bus {spec.name}: {spec.baud} 8{spec.parity}{spec.stop_bits}, character {line.bits} bit = "
+                f"{line.char_ms:.4f} ms, t3.5 = {line.t35_ms:.3f} ms"
+            )
         lines.append(f"  {'start':>8} {'sent':>8} {'answered':>8}  ms after the tick")
         for p in plan.timeline:
             if p.bus == table.spec.name:

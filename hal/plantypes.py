@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from hal.rows import DeviceMap, Encode, Field
-from hal.wiretime import Latency, Line, WireTime
+from hal.tcp import is_tcp
+from hal.wiretime import Latency, Line, TcpLine, WireTime
 
 if TYPE_CHECKING:  # it builds on this file
     from hal.canplan import CanTable
@@ -16,12 +17,13 @@ MAX_BUSES, MAX_DEVICES = 8, 32  # _core/image.pxd
 FREE = -2  # after-slot that may serve what comes up (a probe, a request of the operator)
 NONE = -1  # no after-slot in this tick
 DELAY_EVERY = 10  # where a readback delays a command: ten times a second, as often as a lost PCS must be noticed
+MAX_SLOT_TICKS = 20  # a slow read on a bus that the tick does not wait for may take so long
 SKIP_EVERY = 20  # where a slow read costs a fast one: five times a second
 
 
 @dataclass(frozen=True)
 class BusSpec:
-    """One serial line. slack_ms: how long after its planned end an answer is still waited for."""
+    """One serial line or TCP connection. slack_ms: how long after its planned end an answer is still waited for."""
 
     name: str
     port: str = ""
@@ -29,11 +31,26 @@ class BusSpec:
     parity: str = "E"
     stop_bits: int = 1
     slack_ms: float = 2.0
-    untimed: bool = False  # a PTY or socket without baud: nothing is too soon (tests, probes)
+    untimed: bool = False  # a PTY without baud: nothing is too soon (tests, probes)
+    latency_ms: float = 1.0  # TCP: there and back
+
+    @property
+    def tcp(self) -> bool:
+        return is_tcp(self.port)
+
+    @property
+    def units(self) -> range:
+        """Addresses a device may have: 0 is a broadcast on a line, and the device itself over TCP."""
+        return range(0, 256) if self.tcp else range(1, 248)
+
+    @property
+    def faster(self) -> str:
+        """What to do where this bus is too slow."""
+        return "a network with less latency" if self.tcp else "raise the baud rate"
 
     @property
     def line(self) -> Line:
-        return Line(self.baud, 9 + (self.parity != "N") + self.stop_bits)
+        return TcpLine(latency_ms=self.latency_ms) if self.tcp else Line(self.baud, 9 + (self.parity != "N") + self.stop_bits)
 
 
 @dataclass(frozen=True)

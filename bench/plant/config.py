@@ -1,6 +1,6 @@
 """Configuration of the virtual cabinet: a plain dict (JSON), checked as a whole.
 
-    {"params": {"battery.soc": 0.55}, "ports": {"a": {"baud": 460800, "parity": "E", "stop_bits": 1}},
+    {"params": {"battery.soc": 0.55}, "ports": {"a": {"baud": 460800, "parity": "E", "stop_bits": 1}, "b": {"tcp": true | PORT}},
      "devices": [{"kind": "meter", "port": "a", "unit": 1}],
      "load": {"trace": "FILE[:COLUMN]" | "steps" | "cluster" | WATTS, "edge": "step" | "linear" | MS, "scale": 1,
      "repeat": true}, "seed": 1, "out": DIR | null, "duration_s": null, "faults": [{"at_s": 5, "for_s": 2, "key":
@@ -37,10 +37,14 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class PortConfig:
-    """Serial line: baud, and bits per character with start, parity and stop bits; or, with a bitrate, an slcan adapter on a CAN bus."""
+    """Serial line: baud, and bits per character with start, parity and stop bits. tcp: a Modbus TCP server in its place, in real time
+    on loopback port `listen` (0: any that is free). bitrate: an slcan adapter on a CAN bus in its place.
+    """
 
     baud: int
     char_bits: int
+    tcp: bool = False
+    listen: int = 0
     bitrate: int = 0
 
 
@@ -141,13 +145,14 @@ class _Check:
 def _ports(c: _Check, raw: object) -> dict[str, PortConfig]:
     out = {}
     for name, row in c.table(raw, "ports", params.PORT_NAMES).items():
-        t = {**_DEFAULT_PORT, "bitrate": 0} | c.table(row, f"ports.{name}", (*_DEFAULT_PORT, "bitrate"))
+        t = _DEFAULT_PORT | {"tcp": False, "bitrate": 0} | c.table(row, f"ports.{name}", (*_DEFAULT_PORT, "tcp", "bitrate"))
+        listen = 0 if isinstance(t["tcp"], bool) else int(c.number(t["tcp"], f"ports.{name}.tcp", 1, 65535, 1))
         baud = c.number(t["baud"], f"ports.{name}.baud", 300, 12_000_000, 460800)
         parity = c.one_of(t["parity"], f"ports.{name}.parity", ("N", "E", "O"), "E")
         stop = c.one_of(t["stop_bits"], f"ports.{name}.stop_bits", (1, 2), 1)
         if name in params.PORT_NAMES:
             rate = c.one_of(t["bitrate"], f"ports.{name}.bitrate", (0, *_CAN_RATES), 0)
-            out[name] = PortConfig(int(baud), 9 + (parity != "N") + stop, rate)
+            out[name] = PortConfig(int(baud), 9 + (parity != "N") + stop, t["tcp"] is not False, listen, rate)
     return out
 
 
@@ -158,7 +163,8 @@ def _devices(c: _Check, raw: object, ports: dict[str, PortConfig]) -> list[Devic
         t = c.table(row, where, ("kind", "port", "unit"))
         kind = c.one_of(t.get("kind"), f"{where}.kind", KINDS, "meter")
         port = c.one_of(t.get("port"), f"{where}.port", tuple(ports), "a")
-        unit = int(c.number(t.get("unit"), f"{where}.unit", 1, 247, 1))
+        low, high = (0, 255) if port in ports and ports[port].tcp else (1, 247)
+        unit = int(c.number(t.get("unit"), f"{where}.unit", low, high, 1))
         can = bool(ports.get(port, PortConfig(0, 0)).bitrate)  # there the identifiers tell devices apart
         if not can and any(d.port == port and d.unit == unit for d in out):
             c.problems.append(f"{where}: unit {unit} on port {port} is taken: choose another unit")

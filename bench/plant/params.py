@@ -148,6 +148,8 @@ def _of_port(port: str) -> list[Param]:
         Param(f"{port}.echo", 0, 0, 1, "", "1: the adapter gives the master its own bytes back"),
         Param(f"{port}.chunk", 0, 0, 1, "", "1: answers arrive in two pieces, each when its last bit is on the wire"),
         Param(f"{port}.jitter_s", 0, 0, 1, "s", "answers start up to this much later, evenly spread"),
+        Param(f"{port}.latency_s", 0.001, 0, 1, "s", "TCP: a request's way there and its answer's way back, together"),
+        Param(f"{port}.cut", 0, 0, 1, "", "1: a TCP server that is down: closes its connection and refuses others"),
     ]
 
 

@@ -41,6 +41,8 @@ from bench.plant.state cimport (
     N_PARS,
     N_RSOC,
     N_RTEMP,
+    N_PORT_PARS,
+    P_FIXED_COUNT,
     P_battery_soc,
     P_battery_temp_c,
     P_bms_contactor_open,
@@ -53,12 +55,14 @@ from bench.plant.state cimport (
     P_meter_update_s,
     P_pcs_corrupt_p,
     P_pcs_s_rated_va,
+    PP_cut,
     Device,
     FaultAct,
     Plant,
     Port,
     Truth,
 )
+from bench.plant.tcp cimport tcp_init, tcp_next, tcp_run, tcp_rx
 from bench.plant.wire cimport port_init, port_next, port_run, port_rx
 
 import numpy as np
@@ -75,15 +79,20 @@ TRUTH_CAP_S = 6 * 3600      # bins and commands of a plant that runs for ever st
 
 cdef void plant_rx(Plant* p, int port, const uint8_t* buf, int n, int64_t t_ns) noexcept nogil:
     """Bytes a master begins to send: first bit at t_ns. Run the plant to t_ns before."""
-    if p.started and 0 <= port < MAX_PORTS:
-        if p.port[port].used == 2:
-            can_rx(p, port, buf, n, t_ns)
-        else:
-            port_rx(p, port, buf, n, t_ns)
+    if not p.started or not 0 <= port < MAX_PORTS:
+        return
+    if p.port[port].used == 2:
+        can_rx(p, port, buf, n, t_ns)
+    elif p.port[port].tcp:
+        tcp_rx(p, port, buf, n, t_ns)
+    else:
+        port_rx(p, port, buf, n, t_ns)
 
 
-cdef inline int64_t _port_next(Plant* p, int i) noexcept nogil:
-    return can_next(p, i) if p.port[i].used == 2 else port_next(p, i)
+cdef inline int64_t _port_next(Plant* p, int port) noexcept nogil:
+    if p.port[port].used == 2:
+        return can_next(p, port)
+    return tcp_next(p, port) if p.port[port].tcp else port_next(p, port)
 
 
 cdef int64_t plant_next(Plant* p) noexcept nogil:
@@ -146,6 +155,8 @@ cdef void _one_event(Plant* p, int64_t t) noexcept nogil:
         if p.port[i].used and _port_next(p, i) <= t:
             if p.port[i].used == 2:
                 can_run(p, i, t)
+            elif p.port[i].tcp:
+                tcp_run(p, i, t)
             else:
                 port_run(p, i, t)
             return
@@ -192,6 +203,8 @@ cdef void _apply(Plant* p, int index, double value, int64_t t) noexcept nogil:
         pcs_refresh(p, t)
     elif P_pcs_s_rated_va <= index <= P_pcs_corrupt_p:
         pcs_refresh(p, t)
+    elif index >= P_FIXED_COUNT and (index - P_FIXED_COUNT) % N_PORT_PARS == PP_cut and value != 0.0:
+        p.port[(index - P_FIXED_COUNT) // N_PORT_PARS].hang_ns = t
 
 
 cdef void plant_late(Plant* p, int64_t t_ns, int64_t late_ns) noexcept nogil:
@@ -366,6 +379,8 @@ cdef class VirtualPlant:
         for name, port in self.config.ports.items():
             if port.bitrate:
                 can_init(p, self.ports[name], port.bitrate)
+            elif port.tcp:
+                tcp_init(p, self.ports[name])
             else:
                 port_init(p, self.ports[name], port.baud, port.char_bits)
         p.latch_ns = p.t0_ns if p.par[P_meter_update_s] > 0.0 else INT64_MAX
@@ -397,7 +412,7 @@ cdef class VirtualPlant:
 
     def run(self, t_ns):
         """Handle all events up to t_ns; returns what was emitted meanwhile: [(port number, bytes, t_ns)], unless emit
-        was replaced.
+        was replaced. No bytes: the cabinet has closed that TCP connection.
         """
         plant_run(self.p, t_ns)
         out = list(self._out)

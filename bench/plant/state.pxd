@@ -8,8 +8,8 @@ SunSpec's signs (see devices.pyx).
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-# Bytes on the wire, on their way to the master; the LAST bit of buf is on the wire at t_ns. Must not call back into
-# the plant.
+# Bytes on the wire, on their way to the master; the LAST bit of buf is on the wire at t_ns. n = 0: the cabinet closes the TCP
+# connection. Must not call back into the plant.
 ctypedef void (*emit_fn)(void* ctx, int port, const uint8_t* buf, int n, int64_t t_ns) noexcept nogil
 
 cdef enum:
@@ -27,7 +27,9 @@ cdef enum:
     N_OCV = 201
     N_RTEMP = 4
     N_RSOC = 11
-    N_PORT_PARS = 7
+    N_PORT_PARS = 9
+    SEGMENTS = 16           # pieces of a TCP stream on their way to the server
+    STREAM_BYTES = 1024     # ... and their bytes: three requests of the longest kind, and a master has one under way
     CAN_QUEUE = 64          # frames of all nodes that wait for the bus
     CAN_LINE = 64           # characters of an slcan line
     CAN_TEXT = 256          # answers of the adapter on their way to the master
@@ -102,9 +104,11 @@ cpdef enum:
     PP_echo
     PP_chunk
     PP_jitter_s
+    PP_latency_s
+    PP_cut
 
 cdef enum:
-    N_PARS = 84             # P_FIXED_COUNT + MAX_PORTS * N_PORT_PARS; checked when state is imported
+    N_PARS = 92             # P_FIXED_COUNT + MAX_PORTS * N_PORT_PARS; checked when state is imported
 
 cpdef enum:
     EV_FAULT_SET = 1        # value: index of the parameter
@@ -117,6 +121,7 @@ cpdef enum:
     EV_GRID_BACK = 8
     EV_COMMAND_DROPPED = 9  # the command queue was full
     EV_PARAM_SET = 10       # value: index of the parameter
+    EV_HANG_UP = 11         # value: port whose TCP connection the cabinet has closed
 
 cdef enum:
     KIND_METER = 0
@@ -154,7 +159,13 @@ cdef struct Tx:
     uint8_t buf[TX_BYTES]
 
 cdef struct Port:
-    int used                # 1 RTU, 2 CAN
+    int used                # 1 RTU or TCP, 2 CAN
+    int tcp                 # a connection: no characters, no silence; rx, rx_n and what follows them are a line's alone
+    int64_t hang_ns         # when the cabinet closes the connection; INT64_MAX: never
+    int seg_n, arrived, stream_n
+    int64_t seg_at_ns[SEGMENTS]
+    int seg_len[SEGMENTS]
+    uint8_t stream[STREAM_BYTES]
     int64_t char_ns, t35_ns
     int rx_n, rx_overrun
     int64_t rx_start_ns, rx_end_ns
