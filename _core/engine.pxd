@@ -49,8 +49,12 @@ ctypedef struct Core:           # the engine without a clock or a descriptor: th
     int64_t ask_until           # first tick that steps whatever has been asked since
     uint32_t seen[SLOTS]        # slot counters already read
     uint32_t seen_limits
+    uint32_t seen_op
+    uint32_t seen_site
+    int64_t site_t_ns           # tick at which a new Site was looked at last
     int have_limits
     Limits last_limits
+    Limits last_op              # an operator's; all 0 (lease over) where there are none
     Inputs live                 # hal writes here; the kernel sees a frozen copy
     Record rec
     State st

@@ -14,10 +14,10 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, itimerspec, timespec
 from posix.unistd cimport close, read, write
 
 from _core.image cimport (
-    HIST_BINS, MODE_STANDBY, MODE_STOP, OP_NONE, Limits, LimitsSlot, Setpoint, SP_BASE, START_DONE, publish, read_limits, read_setpoint,
+    ALM_INTERNAL, HIST_BINS, MODE_FAULT, MODE_STOP, START_DONE, Outputs, State, last_outputs, last_state, publish,
 )
-from _core.kernel cimport reset, step
-from _core.laws cimport clamp, finite
+from _core.kernel cimport reset, step, waits_for_person
+from _core.requests cimport SITE_NS, lower, take_limits, take_operator_limits, take_setpoints, take_site
 
 
 cdef extern from "sys/epoll.h" nogil:
@@ -69,70 +69,17 @@ cdef inline int64_t clock_ns() noexcept nogil:
 
 # ---------------------------------------------------------------- sans-I/O core
 
-cdef inline double lower(double a, double b) noexcept nogil:
-    return b if b < a else a
+cdef uint32_t inherited(const Image* m, int64_t now_ns) noexcept nogil:
+    """Alarms of a fault that waited for a person under the control before this one; 0 in a new image.
 
-
-cdef inline double upper(double a, double b) noexcept nogil:
-    return b if b > a else a
-
-
-cdef void take_limits(Core* c) noexcept nogil:
-    """The supervisor's limits, never looser than the site's: with its lease over, they stay the tighter of its last word and the site's."""
-    cdef const Site* s = &c.m.site
-    cdef Limits new
-    cdef Limits* l = &c.rec.lim
-    cdef LimitsSlot* slot = &c.m.limits
-    cdef uint32_t counter = slot.counter        # before the copy: a writer in between is read again in the next tick
-    if counter != c.seen_limits:
-        if read_limits(slot, &new) and finite(
-            new.import_limit_w + new.export_limit_w + new.ramp_up_w_per_s + new.ramp_down_w_per_s + new.p_charge_max_w
-            + new.p_discharge_max_w + new.soc_min + new.soc_max + new.soc_target
-        ) and new.ramp_up_w_per_s > 0.0 and new.ramp_down_w_per_s > 0.0:
-            c.last_limits = new
-            c.have_limits = 1
-            c.seen_limits = counter
-        else:
-            c.m.engine.setpoint_rejects += 1
-    l.lease_until_ns = 0
-    l.import_limit_w = s.import_limit_w
-    l.export_limit_w = s.export_limit_w
-    l.ramp_up_w_per_s = s.ramp_up_w_per_s
-    l.ramp_down_w_per_s = s.ramp_down_w_per_s
-    l.p_charge_max_w = s.p_charge_max_w
-    l.p_discharge_max_w = s.p_discharge_max_w
-    l.soc_min = s.soc_min
-    l.soc_max = s.soc_max
-    l.soc_target = s.soc_target
-    if c.have_limits:
-        new = c.last_limits
-        l.lease_until_ns = new.lease_until_ns
-        l.import_limit_w = lower(l.import_limit_w, new.import_limit_w)
-        l.export_limit_w = lower(l.export_limit_w, new.export_limit_w)
-        l.ramp_up_w_per_s = lower(l.ramp_up_w_per_s, new.ramp_up_w_per_s)
-        l.ramp_down_w_per_s = lower(l.ramp_down_w_per_s, new.ramp_down_w_per_s)
-        l.p_charge_max_w = lower(l.p_charge_max_w, new.p_charge_max_w)
-        l.p_discharge_max_w = lower(l.p_discharge_max_w, new.p_discharge_max_w)
-        l.soc_min = upper(l.soc_min, new.soc_min)
-        l.soc_max = lower(l.soc_max, new.soc_max)
-        l.soc_target = clamp(new.soc_target, l.soc_min, l.soc_max)
-
-
-cdef void take_setpoints(Core* c) noexcept nogil:
-    """Slots whose counter moved: range and NaN are judged here, on the engine's side; what fails leaves the last good value standing."""
-    cdef Setpoint sp
-    cdef uint32_t counter
-    cdef int k
-    for k in range(SLOTS):
-        counter = c.m.setpoint[k].counter
-        if counter == c.seen[k]:
-            continue
-        if read_setpoint(&c.m.setpoint[k], &sp) and 0 <= sp.kind <= SP_BASE and finite(sp.value_w) \
-                and -10.0 * c.m.site.s_rated_va <= sp.value_w <= 10.0 * c.m.site.s_rated_va:
-            c.live.slot[k] = sp
-            c.seen[k] = counter
-        else:
-            c.m.engine.setpoint_rejects += 1
+    Where that control died while it published, its State says nothing: a FAULT in its last record then counts as waiting."""
+    cdef State st
+    cdef Outputs out
+    if last_state(m, &st):
+        return waits_for_person(&st, now_ns)
+    if last_outputs(m, &out) and out.mode == MODE_FAULT:
+        return out.alarms if out.alarms else ALM_INTERNAL
+    return 0
 
 
 cdef inline bint unasked(const Core* c) noexcept nogil:
@@ -149,7 +96,7 @@ cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
     """Freeze, step, send, publish: in this order, because only the command is in a hurry."""
     cdef int k, v = 1
     cdef int64_t a
-    cdef double w = c.m.site.billing_window_s, phase
+    cdef double w, phase
     c.stepped = 1
     if unasked(c):
         # Everything is old because we did not ask, not because nobody answered. The PCS still holds the last command; it gets it again.
@@ -157,7 +104,9 @@ cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
         for k in range(c.nbus):
             c.bus[k].on_outputs(c.bus[k], c.tick, now_ns)
         return
+    take_site(c)
     take_limits(c)
+    take_operator_limits(c)
     take_setpoints(c)
     for k in range(c.ndev):
         if c.m.device[c.device[k]].verified < 0:
@@ -169,6 +118,9 @@ cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
     c.live.reset = c.m.reset
     c.live.step_t_ns = now_ns
     c.live.command_t_ns = now_ns + c.cmd_wire_ns
+    c.live.park = 1 if c.m.park else 0
+    c.live.site_rev = c.m.site_rev
+    w = c.m.site.billing_window_s
     phase = <double>c.live.t_ns * 1e-9 + c.m.billing_offset_s
     c.live.billing_phase_s = phase - w * <double>(<int64_t>(phase / w)) if w > 0.0 and 0.0 <= phase < 1e15 else -1.0
     c.rec.inp = c.live
@@ -177,6 +129,7 @@ cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
     a = clock_ns()
     step(&c.rec.inp, &c.rec.lim, &c.m.site, &c.st, &c.rec.out)
     a = clock_ns() - a
+    c.live.latched = 0
     for k in range(c.nbus):
         c.bus[k].on_outputs(c.bus[k], c.tick, now_ns)
     c.m.engine.last_step_ns = a
@@ -187,10 +140,12 @@ cdef void core_step(Core* c, int64_t now_ns) noexcept nogil:
     if c.rec.out.mode == MODE_STOP and c.rec.out.start_step == START_DONE:
         if c.stopped_ns == 0:
             c.stopped_ns = now_ns
-        # leave when the PCS has gone to standby, or has had its time to
-        if now_ns - c.stopped_ns > LEAVE_NS or (now_ns - c.stopped_ns > 3 * c.period_ns
-                                                    and c.live.pcs.pcs_state != 3.0 and c.live.pcs.pcs_state != 4.0):
+        # parked: there it stays. Asked to stop, leave when the PCS has gone to standby, or has had its time to
+        if c.live.stop and (now_ns - c.stopped_ns > LEAVE_NS or (now_ns - c.stopped_ns > 3 * c.period_ns
+                                                                 and c.live.pcs.pcs_state != 3.0 and c.live.pcs.pcs_state != 4.0)):
             c.leave = 1
+    else:
+        c.stopped_ns = 0
 
 
 cdef inline void maybe_step(Core* c, int64_t now_ns) noexcept nogil:
@@ -341,7 +296,9 @@ cdef class Engine:
         reset(&self.core.st, &image.m.site)
 
     def start(self, int64_t first_tick_ns):
-        """Set the first tick (virtual time does this; run() does it by itself)."""
+        """Set the first tick (virtual time does this; run() does it by itself), and take over a fault that waits for a person."""
+        self.core.site_t_ns = first_tick_ns - SITE_NS
+        self.core.live.latched = inherited(self.image.m, first_tick_ns)
         self.core.next_tick_ns = first_tick_ns
         self.image.m.engine.start_ns = first_tick_ns
 

@@ -17,6 +17,7 @@ cpdef enum:
     RING_TICKS = 6000           # 60 s of ticks
     HIST_BINS = 2048            # latency histograms: 1 us a bin, the last bin holds what is beyond
     SLOTS = 3                   # operator > schedule > planner
+    SITE_REVISIONS = 4          # of Site kept in the image: who reads it once a second can name the one of every tick
 
 cpdef enum:                      # Group.quality
     Q_NONE = 0                  # never answered
@@ -30,7 +31,7 @@ cpdef enum:                      # Outputs.mode
     MODE_ISLAND = 3
     MODE_RESYNC = 4
     MODE_TRIP = 5               # grid outside its window: power 0 until it has been good for the enter-service delay
-    MODE_STOP = 6               # SIGTERM: ramps to 0, then STANDBY without a restart
+    MODE_STOP = 6               # SIGTERM or parked: ramps to 0, PCS to standby; only a park that is released starts again
 
 cpdef enum:                      # Outputs.start_step
     START_DEVICES = 0           # identity and scale factors verified, every fast group fresh
@@ -56,7 +57,7 @@ cpdef enum:                      # Outputs.op_request: what the PCS (or BMS) is 
     OP_STOP = 2
 
 
-cpdef enum:                      # Outputs.limits_active: why power is what it is; the words stand in image.pyx, LIMIT_TEXT
+cpdef enum:                      # Outputs.limits_active: why power is what it is; the words stand in words.py
     LIM_RAMP = 1 << 0
     LIM_IMPORT = 1 << 1
     LIM_EXPORT = 1 << 2
@@ -79,8 +80,12 @@ cpdef enum:                      # Outputs.limits_active: why power is what it i
     LIM_MODE = 1 << 19
     LIM_SITE_P = 1 << 20
     LIM_NOT_HELD = 1 << 21
+    LIM_OPERATOR = 1 << 22
 
-cpdef enum:                      # Outputs.alarms: latched until reset; the words stand in image.pyx, ALARM_TEXT
+cpdef enum:                      # Limits.flags
+    LIMITS_OPERATOR = 1         # an operator's live limit is tighter than those of site and supervisor
+
+cpdef enum:                      # Outputs.alarms: what each means, and what follows from it, stands in faults.py
     ALM_METER_LOST = 1 << 0
     ALM_METER_FROZEN = 1 << 1
     ALM_PCS_LOST = 1 << 2
@@ -184,6 +189,7 @@ ctypedef struct Limits:         # what may move at run time; leased by the super
     double soc_min
     double soc_max
     double soc_target
+    uint64_t flags              # LIMITS_*
 
 ctypedef struct Inputs:
     int64_t tick
@@ -194,7 +200,9 @@ ctypedef struct Inputs:
     int32_t verified            # 1: every needed device's identity and scale factors equal the compiled ones
     int32_t stop                # 1: ramp to 0 and stay; 2: 0 now
     int32_t reset               # edge counter of fault resets
-    int32_t pad
+    uint32_t latched            # ALM_* of a FAULT that waited for a person when control was started again; 0 from the second step on
+    int32_t park                # 1: a person wants the battery at 0 W and the PCS in standby until further notice
+    int32_t site_rev            # revision of the Site that this step runs with
     Meter meter
     Pcs pcs
     PcsControl pcs_ctl
@@ -206,7 +214,7 @@ ctypedef struct Inputs:
     Setpoint slot[SLOTS]
 
 
-# ---------------------------------------------------------------- what does not move at run time: from the site file
+# ---------------------------------------------------------------- from the site file; moves only as a whole (SiteSlot)
 
 ctypedef struct Site:
     double f_nom_hz
@@ -349,6 +357,7 @@ ctypedef struct State:
     int32_t adopt               # 1: the PCS was live when we came
     int32_t was_clean           # GRID had been held without a fault: an automatic reset is allowed
     int32_t stale               # the meter was stale at the previous tick
+    int32_t parked              # STOP was entered to park, and nobody has asked to stop since
     uint32_t proven             # ticks in a row that passed every check
 
 
@@ -457,6 +466,16 @@ ctypedef struct LimitsSlot:
     uint32_t pad
     LimitsCopy copy[2]
 
+ctypedef struct SiteCopy:       # one revision of Site
+    Site body
+    int32_t rev                 # > 0; 0: never written
+    uint32_t crc                # of body and rev
+
+ctypedef struct SiteSlot:
+    uint32_t counter
+    uint32_t pad
+    SiteCopy copy[2]
+
 ctypedef struct Image:
     uint64_t magic
     uint32_t version
@@ -466,10 +485,15 @@ ctypedef struct Image:
     int64_t started_ns
     int32_t stop                # requests to the engine: 1 ramp down, 2 zero now, 3 leave the loop
     int32_t reset
+    int32_t park                # a person's request, as Inputs.park; outlives control
+    int32_t site_rev            # revision of `site`
     double billing_offset_s     # wall-clock phase of the billing window at t_ns = 0, from the supervisor
     SetpointSlot setpoint[SLOTS]
-    LimitsSlot limits
-    Site site
+    LimitsSlot limits           # the supervisor's
+    LimitsSlot limits_op        # an operator's: infinite where not set
+    SiteSlot site_new           # what somebody wants Site to be
+    Site site                   # in force: written by the engine, and by set_site before it starts
+    SiteCopy site_history[SITE_REVISIONS]   # revision n in [n % SITE_REVISIONS]
     EngineStats engine
     BusStats bus[MAX_BUSES]
     DeviceStats device[MAX_DEVICES]
@@ -482,7 +506,11 @@ ctypedef struct Image:
 cdef uint32_t crc32(const void* data, size_t n) noexcept nogil
 cdef int read_setpoint(const SetpointSlot* s, Setpoint* out) noexcept nogil
 cdef int read_limits(const LimitsSlot* s, Limits* out) noexcept nogil
+cdef int read_site(const SiteSlot* s, SiteCopy* out) noexcept nogil
+cdef void keep_site(Image* m, const SiteCopy* c) noexcept nogil
 cdef void publish(Image* m, const Record* rec, const State* st) noexcept nogil
+cdef int last_state(const Image* m, State* out) noexcept nogil
+cdef int last_outputs(const Image* m, Outputs* out) noexcept nogil
 
 cdef class ProcessImage:
     cdef Image* m

@@ -13,6 +13,10 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, mun
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
+from _core.faults import FAULTS
+from _core.site cimport site_refused
+from _core.words import LIMIT_WORDS, MODE_NAMES, SLOT_NAMES, SP_NAMES, START_NAMES      # the names are asked for here
+
 
 cdef extern from *:
     """
@@ -31,61 +35,12 @@ cdef extern from *:
     void ballast_store32(uint32_t*, uint32_t) nogil
 
 
+cdef double INF = float("inf")
 cdef uint64_t MAGIC = 0x5453414C4C414221        # "!BALLAST"
 cdef uint32_t VERSION = 1
 
-SLOT_NAMES = ("operator", "schedule", "planner")
-MODE_NAMES = ("FAULT", "STANDBY", "GRID", "ISLAND", "RESYNC", "TRIP", "STOP")
-START_NAMES = (
-    "waiting for every device to answer and to be the one that was compiled",
-    "writing the reversion timer and reading it back",
-    "waiting for closed battery contactors and limits above 0",
-    "waiting for a moving PCS heartbeat",
-    "waiting for the PCS to run",
-    "started",
-)
-SP_NAMES = ("none", "hold", "base")
-
-LIMIT_TEXT = {
-    LIM_RAMP: ("ramp", "grid import moves toward its target no faster than the ramp limit"),
-    LIM_IMPORT: ("import", "import limit: the battery discharges to keep grid import under it"),
-    LIM_EXPORT: ("export", "export limit: the battery may not push more power into the grid"),
-    LIM_BILLING: ("billing", "more than its share of the billing window is used: import is held lower until that is given back"),
-    LIM_FEEDER: ("feeder", "PCC breaker rating"),
-    LIM_SOC_MIN: ("soc_min", "state of charge is at its lower end: no discharge"),
-    LIM_SOC_MAX: ("soc_max", "state of charge is at its upper end: no charge"),
-    LIM_TEMP: ("temp", "battery temperature: power is reduced"),
-    LIM_PCS_S: ("pcs", "converter rating"),
-    LIM_BMS_CHARGE: ("bms_charge", "the BMS limits charging"),
-    LIM_BMS_DISCHARGE: ("bms_discharge", "the BMS limits discharging"),
-    LIM_BATT_V: ("batt_v", "battery voltage is near its limit: power is reduced"),
-    LIM_SLEW: ("slew", "command slew limit of the converter"),
-    LIM_METER_STALE: ("meter_stale", "the meter's value is too old: power goes to 0"),
-    LIM_BMS_STALE: ("bms_stale", "the BMS has not answered: its limits count as 0"),
-    LIM_HOLD: ("hold", "a setpoint holds the battery; load is not followed"),
-    LIM_LEASE: ("lease", "the supervisor's lease has ended: the tighter of its last limits and the site's are in force"),
-    LIM_FILTER: ("filter", "load is filtered: measurement and command are not aligned well enough for full bandwidth"),
-    LIM_DROOP: ("droop", "frequency is outside the deadband: droop adds power, and the ramp limit does not apply to it"),
-    LIM_MODE: ("mode", "not in GRID: no power is asked for"),
-    LIM_SITE_P: ("site_p", "the charge or discharge limit of the site or the supervisor"),
-    LIM_NOT_HELD: ("ramp_not_held", "battery or converter is at its end: grid import moves faster than the ramp limit"),
-}
-
-ALARM_TEXT = {
-    ALM_METER_LOST: ("meter_lost", "the meter has not answered"),
-    ALM_METER_FROZEN: ("meter_frozen", "the meter answers, but every value has stood still to the last bit"),
-    ALM_PCS_LOST: ("pcs_lost", "the PCS has not answered"),
-    ALM_PCS_FAULT: ("pcs_fault", "the PCS reports a fault or has stopped by itself"),
-    ALM_PCS_NOT_FOLLOWING: ("pcs_not_following", "the PCS acknowledges commands but its power does not follow them"),
-    ALM_BMS_LOST: ("bms_lost", "the BMS has not answered"),
-    ALM_BMS_FAULT: ("bms_fault", "the BMS reports a fault or has opened its contactors"),
-    ALM_IDENTITY: ("identity", "a device is not the one that was compiled: identity or scale factor differs"),
-    ALM_GRID_OUTSIDE: ("grid_outside", "grid voltage or frequency outside the window"),
-    ALM_PCS_LOCAL: ("pcs_local", "somebody holds the PCS in local control"),
-    ALM_REVERSION: ("reversion", "the PCS lost its reversion timer"),
-    ALM_METER_SIGN: ("meter_sign", "grid power moves the same way as battery power: the meter's sign or phase order is wrong"),
-    ALM_INTERNAL: ("internal", "a value inside the kernel was not finite; power is 0"),
-}
+LIMIT_TEXT = {1 << k: row for k, row in enumerate(LIMIT_WORDS)}           # LIM_* in their order
+ALARM_TEXT = {row.bit: (row.id, row.text) for row in FAULTS if row.bit}      # kernel.pyx holds it against ALM_*
 
 
 class ImageError(Exception):
@@ -212,6 +167,58 @@ cdef void publish(Image* m, const Record* rec, const State* st) noexcept nogil:
     ballast_store64(&m.head, head + 1)
 
 
+cdef int read_site(const SiteSlot* s, SiteCopy* out) noexcept nogil:
+    """As read_setpoint."""
+    cdef uint32_t live = ballast_load32(&s.counter)
+    memcpy(out, &s.copy[live & 1], sizeof(SiteCopy))
+    ballast_fence_acquire()
+    return out.rev > 0 and out.crc == site_crc(out)
+
+
+cdef uint32_t site_crc(const SiteCopy* c) noexcept nogil:
+    return crc32(c, <size_t>(<const char*>&c.crc - <const char*>c))
+
+
+cdef void keep_site(Image* m, const SiteCopy* c) noexcept nogil:
+    """A revision comes into force; one writer at a time: set_site before the engine starts, then the engine."""
+    m.site_history[c.rev % SITE_REVISIONS] = c[0]
+    m.site = c.body
+    m.site_rev = c.rev
+
+
+cdef bint read_entry(const Image* m, uint64_t n, Record* out) noexcept nogil:
+    """Ring position n, whole; False where it is not there any more, or not yet."""
+    cdef const RingEntry* e = &m.ring[n % RING_TICKS]
+    cdef int k
+    for k in range(64):                         # bounded: a writer needs microseconds, and its thread outranks this one
+        if ballast_load64(&e.seq) == 2 * (n + 1):
+            memcpy(out, &e.rec, sizeof(Record))
+            ballast_fence_acquire()
+            if ballast_load64(&e.seq) == 2 * (n + 1):
+                return True
+    return False
+
+
+cdef int last_outputs(const Image* m, Outputs* out) noexcept nogil:
+    """Outputs of the newest whole record that a control left behind, also where it was killed before the head moved; 0: there is none."""
+    cdef Record r
+    cdef uint64_t head = ballast_load64(&m.head)
+    if not read_entry(m, head, &r) and (head == 0 or not read_entry(m, head - 1, &r)):
+        return 0
+    out[0] = r.out
+    return 1
+
+
+cdef int last_state(const Image* m, State* out) noexcept nogil:
+    """1 and the State that a control left behind, if it is whole and the one after the newest record; 0: control died in mid-publish."""
+    cdef Record r
+    cdef uint64_t head = ballast_load64(&m.head)
+    if ballast_load64(&m.state_seq) & 1:
+        return 0
+    out[0] = m.state
+    return (read_entry(m, head, &r) or (head > 0 and read_entry(m, head - 1, &r))) and r.inp.t_ns == out.last_t_ns
+
+
 def monotonic_ns():
     """CLOCK_MONOTONIC in nanoseconds: the clock of every time in the image."""
     cdef timespec t
@@ -221,13 +228,13 @@ def monotonic_ns():
 
 cdef uint64_t _layout() noexcept:
     """Hash of the sizes and of some offsets: two builds that differ in the contract do not talk past each other."""
-    cdef size_t[12] v
+    cdef size_t[13] v
     cdef uint64_t h = 0xCBF29CE484222325ULL
     cdef int k
     v[0] = sizeof(Image); v[1] = sizeof(Inputs); v[2] = sizeof(Outputs); v[3] = sizeof(State); v[4] = sizeof(Limits)
     v[5] = sizeof(Site); v[6] = sizeof(RingEntry); v[7] = sizeof(EngineStats); v[8] = sizeof(BusStats) * 1000 + sizeof(DeviceStats)
-    v[9] = sizeof(Record); v[10] = sizeof(SetpointSlot) * 1000 + sizeof(LimitsSlot); v[11] = VERSION
-    for k in range(12):
+    v[9] = sizeof(Record); v[10] = sizeof(SetpointSlot) * 1000 + sizeof(LimitsSlot); v[11] = VERSION; v[12] = sizeof(SiteSlot)
+    for k in range(13):
         h = (h ^ v[k]) * 0x100000001B3ULL
     return h
 
@@ -270,6 +277,56 @@ def state_from_bytes(bytes raw):
         raise ImageError(f"state of {len(raw)} bytes, this build has {sizeof(State)}: it was recorded by another build")
     memcpy(&s, <const char*>raw, sizeof(State))
     return s
+
+
+cdef void _write_limits(LimitsSlot* s, const Limits* b) noexcept:
+    cdef uint32_t nxt = s.counter + 1
+    cdef LimitsCopy* c = &s.copy[nxt & 1]
+    c.body = b[0]
+    c.crc = crc32(&c.body, sizeof(Limits))
+    ballast_store32(&s.counter, nxt)
+
+
+cdef void _write_site(Image* m, SiteCopy* c) noexcept:
+    cdef uint32_t nxt = m.site_new.counter + 1
+    c.crc = site_crc(c)
+    m.site_new.copy[nxt & 1] = c[0]
+    ballast_store32(&m.site_new.counter, nxt)
+
+
+cdef dict _without_flags(Limits lim):
+    """What a writer gave: flags are the engine's."""
+    values = <dict>lim
+    del values["flags"]
+    return values
+
+
+def _why_not(str name, value):
+    """Why an operator may not write this limit; empty: he may."""
+    if value != value:
+        return "is no number"
+    if name.startswith("ramp_") and not value > 0:
+        return "is not above 0: a reference that may not move follows nothing"
+    if name.endswith("_w") and value < 0:
+        return "is negative: write 0 for none"
+    return ""
+
+
+def _write_operator_limits_unchecked(ProcessImage image, dict values):
+    """Test helper: operator limits as a writer with a fault would leave them, CRC and all."""
+    cdef Limits b
+    memset(&b, 0, sizeof(Limits))
+    b.ramp_up_w_per_s = b.ramp_down_w_per_s = INF
+    b = <dict>b | values
+    _write_limits(&image.m.limits_op, &b)
+
+
+def _update_site_unchecked(ProcessImage image, dict values):
+    """Test helper: as update_site, without its checks."""
+    cdef SiteCopy c
+    c.body = image.site() | values
+    c.rev = image.m.site_rev + 1
+    _write_site(image.m, &c)
 
 
 def _write_prefix(bytes image, Py_ssize_t n, ProcessImage target, Py_ssize_t at):
@@ -364,15 +421,7 @@ cdef class ProcessImage:
         return ballast_load64(&self.m.head)
 
     cdef bint _entry(self, uint64_t n, Record* out) noexcept nogil:
-        cdef RingEntry* e = &self.m.ring[n % RING_TICKS]
-        cdef int k
-        for k in range(64):                     # bounded: a writer needs microseconds, and its thread outranks this one
-            if ballast_load64(&e.seq) == 2 * (n + 1):
-                memcpy(out, &e.rec, sizeof(Record))
-                ballast_fence_acquire()
-                if ballast_load64(&e.seq) == 2 * (n + 1):
-                    return True
-        return False
+        return read_entry(self.m, n, out)
 
     def latest(self):
         """The newest whole Record as a nested dict, or None before the first tick."""
@@ -461,11 +510,37 @@ cdef class ProcessImage:
         cdef Limits lim
         if not read_limits(&self.m.limits, &lim):
             return None
-        return lim
+        return _without_flags(lim)
+
+    def operator_limits(self):
+        """The Limits that an operator wrote last as a dict, infinite where not set, without soc_target; None when damaged or never written.
+        They count until lease_until_ns."""
+        cdef Limits lim
+        if not read_limits(&self.m.limits_op, &lim):
+            return None
+        values = _without_flags(lim)
+        del values["soc_target"]
+        return values
 
     def site(self):
-        """The Site as a dict."""
-        return self.m.site
+        """The Site in force as a dict (before the first: all 0)."""
+        return self.site_at(self.m.site_rev) or self.m.site
+
+    def site_at(self, int rev):
+        """Revision `rev` of Site (Inputs.site_rev) as a dict; None where it is not one of the last SITE_REVISIONS."""
+        cdef SiteCopy c
+        cdef int k
+        for k in range(64):                     # bounded: a writer needs a microsecond
+            c = self.m.site_history[rev % SITE_REVISIONS if rev >= 0 else 0]
+            ballast_fence_acquire()
+            if c.crc == site_crc(&c):
+                return c.body if c.rev == rev and rev > 0 else None
+        return None
+
+    @property
+    def site_rev(self):
+        """Revision of the Site in force; 0 before the first."""
+        return self.m.site_rev
 
     @property
     def control_pid(self):
@@ -525,24 +600,88 @@ cdef class ProcessImage:
         b.soc_min = soc_min
         b.soc_max = soc_max
         b.soc_target = soc_target
+        b.flags = 0
         for name, value in (<dict>b).items():
             if value - value != 0:
                 raise ValueError(f"limit {name} = {value} is not finite")
-        cdef LimitsSlot* s = &self.m.limits
-        cdef uint32_t nxt = s.counter + 1
-        cdef LimitsCopy* c = &s.copy[nxt & 1]
-        c.body = b
-        c.crc = crc32(&c.body, sizeof(Limits))
-        ballast_store32(&s.counter, nxt)
+        _write_limits(&self.m.limits, &b)
+
+    def write_operator_limits(self, *, int64_t lease_until_ns, double import_limit_w=INF, double export_limit_w=INF,
+                              double ramp_up_w_per_s=INF, double ramp_down_w_per_s=INF, double p_charge_max_w=INF,
+                              double p_discharge_max_w=INF, double soc_min=-INF, double soc_max=INF):
+        """A person's limits, in force until lease_until_ns (CLOCK_MONOTONIC) beside the site's and the supervisor's: the tightest counts.
+        Infinite: not set. A lease of 0 takes them back. They need no supervisor, and outlive control.
+
+        Raises ValueError naming what is NaN, negative (powers), or not above 0 (ramps)."""
+        self._need_writable()
+        cdef Limits b
+        memset(&b, 0, sizeof(Limits))
+        b.lease_until_ns = lease_until_ns
+        b.import_limit_w = import_limit_w
+        b.export_limit_w = export_limit_w
+        b.ramp_up_w_per_s = ramp_up_w_per_s
+        b.ramp_down_w_per_s = ramp_down_w_per_s
+        b.p_charge_max_w = p_charge_max_w
+        b.p_discharge_max_w = p_discharge_max_w
+        b.soc_min = soc_min
+        b.soc_max = soc_max
+        wrong = [f"{name} = {value}: {why}" for name, value in (<dict>b).items() for why in [_why_not(name, value)] if why]
+        if wrong:
+            raise ValueError("operator limits: " + "; ".join(wrong))
+        _write_limits(&self.m.limits_op, &b)
 
     def set_site(self, dict values):
-        """Every field of Site, before the engine starts. Raises ValueError naming fields that are missing or unknown."""
+        """Every field of Site, before the engine starts: a new revision. Raises ValueError naming fields that are missing or unknown.
+
+        What update_site has written before is over: a restarted control begins with the settings it was started with."""
         self._need_writable()
+        cdef SiteCopy c, pending
         known = set(self.m.site)
         given = set(values)
         if known != given:
             raise ValueError(f"site fields missing: {sorted(known - given)}, unknown: {sorted(given - known)}")
-        self.m.site = values
+        c.body = values
+        c.rev = self.m.site_rev + 1
+        if read_site(&self.m.site_new, &pending) and pending.rev >= c.rev:
+            c.rev = pending.rev + 1
+        c.crc = site_crc(&c)
+        keep_site(self.m, &c)
+
+    def update_site(self, dict values):
+        """Some or all fields of Site while the engine runs, all or nothing; the others stay as they are (or as the last update wants them).
+
+        Returns the revision: in force when `site_rev` has reached it, within a second; refused (EngineStats.setpoint_rejects) when it does
+        not come. Raises ValueError naming every field that is unknown or NaN, and what a running engine does not take."""
+        self._need_writable()
+        cdef SiteCopy c, pending
+        cdef Site now = self.site()
+        cdef const char* why
+        c.body = now
+        c.rev = self.m.site_rev + 1
+        if read_site(&self.m.site_new, &pending) and pending.rev > self.m.site_rev:
+            c.body = pending.body
+            c.rev = pending.rev + 1
+        whole = <dict>c.body
+        unknown = sorted(set(values) - set(whole))
+        bad = [f"{k} = {v}" for k, v in values.items() if v != v]
+        if unknown or bad:
+            raise ValueError("; ".join([f"site fields unknown: {unknown}"] * bool(unknown) + [f"not a number: {', '.join(bad)}"] * bool(bad)))
+        c.body = whole | values
+        why = site_refused(&c.body, &now)
+        if why != NULL:
+            raise ValueError(f"site is not changed: {why.decode()} ({', '.join(f'{k} = {v}' for k, v in values.items())})")
+        _write_site(self.m, &c)
+        return c.rev
+
+    def request_park(self, on):
+        """True: ramp to 0 as SIGTERM does, PCS to standby, and stay there until False: then the normal start. Outlives control."""
+        self._need_writable()
+        self.m.park = 1 if on else 0
+
+    @property
+    def park(self):
+        """True while a person wants the site parked."""
+        return self.m.park != 0
 
     def request_stop(self, int level):
         """1: ramp to 0, then leave; 2: 0 now, then leave; 3: leave the loop at once. Never lowered."""

@@ -13,6 +13,9 @@ from _core.laws cimport (
     clamp, decay, droop, finite, lag, larger, minus, q_room, shave, slew, slew_from_zero, smaller, taper, to_ns, volt_var,
 )
 
+from _core import image as _image
+from _core.faults import FAULTS, masks as _masks
+
 cdef double NAN = float("nan")
 cdef double INF = float("inf")
 
@@ -40,6 +43,14 @@ cdef uint32_t RING_HOT = 8             # ticks of it until the assumed error tre
 cdef uint32_t RING_CALM = 6000          # ticks of calm until it halves
 cdef uint32_t SIGN_BLOCK = 10           # samples in a block of the sign check
 cdef double SOC_TAPER = 0.01            # the last point of SoC before a limit
+
+
+# What follows from an alarm is said in faults.py alone; a table that contradicts itself or the contract ends the import here.
+_made = _masks(FAULTS, {name: bit for name, bit in vars(_image).items() if name.startswith("ALM_")})
+cdef uint32_t TO_FAULT = _made.fault    # alarms that lead to FAULT
+cdef uint32_t TO_TRIP = _made.trip      # and to TRIP
+cdef uint32_t PERSON = _made.person     # and those whose FAULT ends by a person's reset only
+cdef uint32_t ACTS = TO_FAULT | TO_TRIP
 
 
 ctypedef struct Work:                   # what one step hands from stage to stage
@@ -162,6 +173,7 @@ cdef inline void enter(State* st, const Inputs* i, int mode) noexcept nogil:
     st.step_since_ns = i.t_ns
     st.clean_since_ns = 0
     st.follow_since_ns = 0
+    st.parked = 0
     if mode == MODE_STANDBY:
         st.adopt = 0
         st.hb_first_ns = 0
@@ -170,12 +182,40 @@ cdef inline void enter(State* st, const Inputs* i, int mode) noexcept nogil:
 cdef inline void fault(State* st, const Inputs* i, uint32_t alarm) noexcept nogil:
     st.alarms |= alarm
     if st.mode != MODE_FAULT:
-        # a wrong sign runs away again at once: a person looks first. In TRIP what GRID proved before it still counts
-        if alarm & ALM_METER_SIGN:
+        # in TRIP what GRID proved before it still counts
+        if alarm & PERSON:
             st.was_clean = 0
         elif st.mode != MODE_TRIP:
             st.was_clean = st.mode == MODE_GRID and since_s(i, st.mode_since_ns) >= PROVED_S
         enter(st, i, MODE_FAULT)
+
+
+cdef inline void trip(State* st, const Inputs* i, uint32_t alarm) noexcept nogil:
+    st.alarms |= alarm
+    st.was_clean = st.mode == MODE_GRID and since_s(i, st.mode_since_ns) >= PROVED_S
+    st.tripped = 1
+    enter(st, i, MODE_TRIP)
+
+
+cdef inline void react(State* st, const Inputs* i, Work* w, uint32_t alarm) noexcept nogil:
+    """What the table of faults says follows from alarms of this tick."""
+    w.causes |= alarm
+    if alarm & TO_FAULT:
+        fault(st, i, alarm & ACTS)
+    elif alarm & TO_TRIP:
+        trip(st, i, alarm & ACTS)
+
+
+cdef inline uint32_t unseen(const Site* s, const State* st) noexcept nogil:
+    """Alarms of devices that have not answered since the start: absent yet, not lost."""
+    cdef uint32_t a = 0
+    if st.last_meter_t_ns == 0:
+        a |= ALM_METER_LOST
+    if st.pcs_good_ns == 0:
+        a |= ALM_PCS_LOST
+    if (s.has_bms and st.bms_good_ns == 0) or (s.has_bms_limits and st.bms_lim_good_ns == 0):
+        a |= ALM_BMS_LOST
+    return a
 
 
 cdef inline uint32_t causes(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
@@ -205,7 +245,7 @@ cdef inline void start(const Inputs* i, const Site* s, State* st, const Work* w,
     cdef bint bms_closed = not s.has_bms or (w.bms_ok and i.bms.bms_state == BMS_CONNECTED)
     cdef bint beat = finite(i.pcs_life.pcs_heartbeat) and i.pcs_life.pcs_heartbeat != st.last_hb
     cdef int before = st.start_step
-    if not (w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) == 0):
+    if not (w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) & ACTS == 0):
         st.start_step = START_DEVICES
     elif st.adopt and st.start_step > START_DEVICES and (not live or (s.has_pcs_ctl and i.pcs_ctl.wset_ena != 1.0)):
         st.start_step = START_DEVICES           # it stopped or reverted by itself: nothing is left to adopt
@@ -245,15 +285,29 @@ cdef inline void start(const Inputs* i, const Site* s, State* st, const Work* w,
         st.step_since_ns = i.t_ns
 
 
-cdef inline void follows(const Inputs* i, const Site* s, State* st, const Work* w) noexcept nogil:
+cdef inline void follows(const Inputs* i, const Site* s, State* st, Work* w) noexcept nogil:
     """A PCS that acknowledges and does nothing: readback off the model for follow_s."""
     if s.follow_w > 0.0 and not st.rb_abs_w <= s.follow_w:
         if st.follow_since_ns == 0:
             st.follow_since_ns = i.t_ns
         elif since_s(i, st.follow_since_ns) > s.follow_s:
-            fault(st, i, ALM_PCS_NOT_FOLLOWING)
+            react(st, i, w, ALM_PCS_NOT_FOLLOWING)
     else:
         st.follow_since_ns = 0
+
+
+cdef uint32_t waits_for_person(const State* st, int64_t now_ns) noexcept nogil:
+    """Alarms of a FAULT that would not have reset by itself, whatever becomes of its cause: by the table of faults, not after a clean GRID, or
+    three resets within the hour; 0 for none."""
+    cdef int k
+    cdef bint spent = True
+    if st.mode != MODE_FAULT:
+        return 0
+    for k in range(3):
+        spent = spent and st.reset_t_ns[k] != 0 and minus(now_ns, st.reset_t_ns[k]) < HOUR_NS
+    if st.was_clean and not spent and not st.alarms & PERSON:
+        return 0
+    return st.alarms if st.alarms else ALM_INTERNAL
 
 
 cdef inline bint may_reset(const Inputs* i, State* st, uint32_t now) noexcept nogil:
@@ -263,6 +317,8 @@ cdef inline bint may_reset(const Inputs* i, State* st, uint32_t now) noexcept no
     if i.reset != st.reset_seen:
         st.reset_seen = i.reset
         return now == 0
+    if st.alarms & PERSON:
+        return False
     if now or not st.was_clean:
         st.clean_since_ns = 0
         return False
@@ -284,57 +340,74 @@ cdef inline bint forming(const Inputs* i) noexcept nogil:
     return 0.0 <= i.pcs.pcs_der_mode < 4294967296.0 and (<int64_t>i.pcs.pcs_der_mode) & 2
 
 
+cdef inline void stopping(const Inputs* i, State* st, uint32_t now) noexcept nogil:
+    """STOP: on the way to 0 W, or parked there."""
+    if st.parked and not i.park:
+        st.alarms = 0
+        enter(st, i, MODE_STANDBY)              # released: all of the start sequence
+        return
+    if st.parked and st.start_step == START_DONE:
+        st.alarms = 0                           # parked for days: what stands is shown, what has passed is not
+    if now:                                     # no ramp beside a dead grid or a lost device: 0 now
+        st.alarms |= now
+        st.stop_s = 0.0
+
+
 cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
     """Mode transitions: one place, each with its condition."""
-    cdef uint32_t now = causes(i, s, st, w)
+    cdef uint32_t now = causes(i, s, st, w), acts = now & ACTS
     cdef bint grid_bad = st.bad_since_ns != 0 and since_s(i, st.bad_since_ns) >= s.trip_s
     w.causes = now
     if st.mode != MODE_FAULT:
         st.reset_seen = i.reset
-    if i.stop and st.mode != MODE_STOP:
+    if i.latched:                               # control was started again: what waited for a person still does
+        st.alarms |= i.latched
+        st.was_clean = 0
+        if st.mode != MODE_FAULT:
+            enter(st, i, MODE_FAULT)
+    if i.stop:
+        st.parked = 0                           # a stop is for good, whatever becomes of the park
+    # parking waits for the end of FAULT and TRIP, and of an island: a person's wish for 0 W is no reason to make it black
+    if (i.stop and st.mode != MODE_STOP) or (i.park and (st.mode == MODE_GRID or st.mode == MODE_STANDBY)):
         st.stop_since_ns = i.t_ns
         st.stop_s = clamp(abs_w(st.cmd_w) / s.ramp_down_w_per_s, 0.1, 55.0) if st.mode == MODE_GRID else 0.0
         enter(st, i, MODE_STOP)
+        st.parked = not i.stop
     if st.mode == MODE_GRID or st.mode == MODE_ISLAND:
         if st.mode == MODE_GRID:
             follows(i, s, st, w)                # in ISLAND the converter answers to the load, not to us
-        if st.mode == MODE_FAULT:
+        if st.mode != MODE_GRID and st.mode != MODE_ISLAND:
             pass
-        elif now:
-            fault(st, i, now)
+        elif acts:
+            react(st, i, w, acts)
         elif i.pcs.pcs_state != PCS_RUNNING and i.pcs.pcs_state != PCS_THROTTLED:
-            fault(st, i, ALM_PCS_FAULT)
+            react(st, i, w, ALM_PCS_FAULT)
         elif s.has_pcs_ctl and (i.pcs_ctl.wset_rvrt_ena != 1.0 or not abs_w(i.pcs_ctl.wset_rvrt_s - s.pcs_rvrt_s) < 1.0
                                 or not age_s(i, &i.pcs_ctl.g) <= 2.0 * s.pcs_rvrt_s + 2.0):
-            fault(st, i, ALM_REVERSION)
+            react(st, i, w, ALM_REVERSION)
         elif grid_bad and st.mode == MODE_GRID:
             if forming(i):
                 enter(st, i, MODE_ISLAND)       # the converter forms the grid: it carries the load, we carry the limits
             else:
-                st.alarms |= ALM_GRID_OUTSIDE
-                st.was_clean = since_s(i, st.mode_since_ns) >= PROVED_S
-                st.tripped = 1
-                enter(st, i, MODE_TRIP)
+                react(st, i, w, ALM_GRID_OUTSIDE)
         elif st.mode == MODE_ISLAND and not forming(i):
             enter(st, i, MODE_RESYNC)
     elif st.mode == MODE_STOP:
-        if now or grid_bad:                     # no ramp beside a dead grid or a lost device: 0 now
-            st.alarms |= now | (ALM_GRID_OUTSIDE if grid_bad else 0)
-            st.stop_s = 0.0
+        stopping(i, st, acts | (ALM_GRID_OUTSIDE if grid_bad else 0))
     elif st.mode == MODE_RESYNC:
-        if now:
-            fault(st, i, now)
+        if acts:
+            react(st, i, w, acts)
         elif st.good_since_ns and since_s(i, st.good_since_ns) >= s.enter_service_delay_s:
             enter(st, i, MODE_STANDBY)
     elif st.mode == MODE_TRIP:
-        if now:
-            fault(st, i, now)
-        elif st.good_since_ns and since_s(i, st.good_since_ns) >= s.enter_service_delay_s:
+        if acts & TO_FAULT:
+            fault(st, i, acts)
+        elif acts == 0 and st.good_since_ns and since_s(i, st.good_since_ns) >= s.enter_service_delay_s:
             st.alarms = 0
             enter(st, i, MODE_STANDBY)
     elif st.mode == MODE_FAULT:
-        st.alarms |= now
-        if may_reset(i, st, now):
+        st.alarms |= acts & ~unseen(s, st)
+        if may_reset(i, st, acts):
             st.alarms = 0
             st.rb_err_w = 0.0
             st.rb_abs_w = 0.0
@@ -478,7 +551,7 @@ cdef inline void ringing(const Site* s, State* st, double load_w) noexcept nogil
             st.ring_s = 0.5 * st.ring_s if st.ring_s > s.align_full_s else 0.0
 
 
-cdef inline void watch_sign(const Inputs* i, const Site* s, State* st) noexcept nogil:
+cdef inline void watch_sign(const Inputs* i, const Site* s, State* st, Work* w) noexcept nogil:
     """A reversed meter turns following into running away: grid power then moves with battery power, sample by sample and in means of ten.
 
     A right one moves against it, or not at all while the battery follows; a ringing loop or a saturated battery may look wrong in one of
@@ -512,7 +585,7 @@ cdef inline void watch_sign(const Inputs* i, const Site* s, State* st) noexcept 
     st.sign_num = 0.98 * st.sign_num + dm * dp
     st.sign_den = 0.98 * st.sign_den + dp * dp
     if smaller(st.sign_den, st.sign_tick_den) > floor * floor and st.sign_num > 0.5 * st.sign_den and st.sign_tick_num > 0.5 * st.sign_tick_den:
-        fault(st, i, ALM_METER_SIGN)
+        react(st, i, w, ALM_METER_SIGN)
 
 
 cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w, Outputs* o) noexcept nogil:
@@ -524,7 +597,7 @@ cdef inline void reconstruct(const Inputs* i, const Site* s, State* st, Work* w,
         load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others
         if st.mode == MODE_GRID:
             ringing(s, st, load)
-            watch_sign(i, s, st)
+            watch_sign(i, s, st, w)
         # a meter value from before where the model already stands is misaligned by as much
         t_f = larger(abs_w(st.align_s), st.ring_s) + <double>minus(st.model_t_ns, i.meter.g.t_ns) * 1e-9
         if t_f > s.align_full_s:
@@ -809,7 +882,9 @@ cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* 
             and not (s.has_bms_temp and age_s(i, &i.bms_temp.g) > 10.0 * s.bms_lost_s))))
     if st.mode == MODE_STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE              # the engine may leave once the command has gone out
-        o.op_request = OP_STOP
+        # parked, it is asked where it runs, not once a second for days
+        if not st.parked or not (i.pcs.pcs_state == i.pcs.pcs_state) or PCS_STARTING <= i.pcs.pcs_state <= PCS_THROTTLED:
+            o.op_request = OP_STOP
     p += 0.0                                # -0.0 becomes 0.0: nobody should have to ask what it means
     o.p_cmd_w = p
     st.cmd_w = p
@@ -821,6 +896,8 @@ cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* 
         model_push(st, minus(i.command_t_ns, -to_ns(s.pcs_dead_s)), p)
     if i.step_t_ns > lim.lease_until_ns:
         w.flags |= LIM_LEASE
+    if lim.flags & LIMITS_OPERATOR:
+        w.flags |= LIM_OPERATOR
 
 
 cdef void reset(State* st, const Site* s) noexcept nogil:
@@ -870,7 +947,8 @@ cdef void step(const Inputs* inp, const Limits* lim, const Site* s, State* st, O
     o.limits_active = w.flags
     o.p_min_w = -w.cha_w
     o.p_max_w = w.dis_w
-    o.alarms = st.alarms | (w.causes if st.mode == MODE_STANDBY else 0)     # what the start sequence waits for
+    o.alarms = st.alarms | (
+        w.causes if st.mode == MODE_STANDBY or st.mode == MODE_FAULT else w.causes & ~ACTS)     # what start or reset wait for, or nobody
     o.mode = st.mode
     o.start_step = st.start_step
 

@@ -26,7 +26,7 @@ SITE: dict[str, Any] = dict(
 
 LIMITS: dict[str, Any] = dict(
     lease_until_ns=1 << 62, import_limit_w=445e3, export_limit_w=0.0, ramp_up_w_per_s=2000.0, ramp_down_w_per_s=2000.0,
-    p_charge_max_w=250e3, p_discharge_max_w=250e3, soc_min=0.05, soc_max=0.95, soc_target=0.5,
+    p_charge_max_w=250e3, p_discharge_max_w=250e3, soc_min=0.05, soc_max=0.95, soc_target=0.5, flags=0,
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def inputs() -> dict[str, Any]:
     """Everything present and good at t = 0, PCS in standby, battery connected."""
     empty = dict(lease_until_ns=0, id=0, value_w=0.0, kind=0, pad=0)
     return dict(
-        tick=0, t_ns=0, step_t_ns=0, command_t_ns=0, billing_phase_s=NAN, verified=1, stop=0, reset=0, pad=0,
+        tick=0, t_ns=0, step_t_ns=0, command_t_ns=0, billing_phase_s=NAN, verified=1, stop=0, reset=0, latched=0, park=0, site_rev=0,
         meter=dict(g=group(), grid_p_w=400e3, q_var=0.0, v1_v=230.0, v2_v=230.0, v3_v=230.0, f_hz=50.0),
         pcs=dict(g=group(), batt_p_w=0.0, pcs_q_var=0.0, pcs_s_va=0.0, pcs_state=7.0, pcs_conn=1.0, pcs_alarm=0.0, pcs_der_mode=1.0,
                  pcs_v_v=230.0, pcs_f_hz=50.0),

@@ -107,6 +107,11 @@ SENTENCES: dict[int, Callable[[Row], str]] = {
     core.LIM_SITE_P: lambda r: (
         f"Site or supervisor allow {kw(r['lim']['p_charge_max_w'])} of charge and {kw(r['lim']['p_discharge_max_w'])} of discharge."
     ),
+    core.LIM_OPERATOR: lambda r: (
+        f"An operator's limit is the tightest: import {kw(r['lim']['import_limit_w'])}, export {kw(r['lim']['export_limit_w'])}, "
+        f"charge {kw(r['lim']['p_charge_max_w'])}, discharge {kw(r['lim']['p_discharge_max_w'])}, state of charge "
+        f"{100 * r['lim']['soc_min']:.0f} to {100 * r['lim']['soc_max']:.0f} %."
+    ),
     core.LIM_NOT_HELD: lambda r: (
         f"Battery or converter are at their end ({kw(r['out']['p_min_w'])} .. {kw(r['out']['p_max_w'])}): grid import moves faster than "
         f"the ramp limit; {r['out']['not_held_s']:.2f} s so far."
@@ -142,6 +147,9 @@ def sentences(row: Row, t_s: float | None, wall_s: float | None) -> list[str]:
         lines.append("The command did not leave: the start sequence has not proved the devices yet.")
     if mode == "STANDBY":
         lines.append(f"The start sequence is {core.START_NAMES[out['start_step']]}.")
+    if mode == "STOP":
+        parked = "An operator has parked the site: 0 W, and the PCS in standby, until it is released."
+        lines.append("Control was asked to stop." if row["inp"]["stop"] or not row["inp"]["park"] else parked)
     if mode == "GRID" and not out["limits_active"] & (core.LIM_HOLD | core.LIM_METER_STALE):
         follow = f"Load {kw(out['load_w'])} minus the reference of grid import {kw(out['ref_w'])}"
         window = f"the window that the devices leave is {kw(out['p_min_w'])} .. {kw(out['p_max_w'])}"
@@ -166,6 +174,7 @@ def taken_apart(row: Row, t_s: float | None, wall_s: float | None) -> list[str]:
         if group["g"]["count"]:
             lines += [f"    {key:<26} {value(key, x)}" for key, x in group.items() if key != "g"]
     phase = value("_s", inp["billing_phase_s"])
+    lines.append(f"  park {inp['park']}, latched alarms {inp['latched']:#x}, revision {inp['site_rev']} of the settings")
     lines.append(f"  verified {inp['verified']}, stop {inp['stop']}, reset edges {inp['reset']}, billing phase {phase}")
     lines.append("setpoint slots:")
     for name, slot in zip(core.SLOT_NAMES, inp["slot"], strict=True):

@@ -36,6 +36,7 @@ class _Chunk:
     fresh: bool
     whole: bool  # no tick is missing in it
     wall_s: float
+    site: Mapping[str, Any] | None  # in force in all of it
 
 
 class Freezer:
@@ -65,11 +66,13 @@ class Freezer:
         """Records of ring positions `first` to `after`, as RecordWriter.add takes them."""
         fresh = self._fresh or first == 0
         whole = after - first == len(raw) // self.size
-        self._past.append(_Chunk(raw, first, after, self._state if whole and not fresh else None, fresh and whole, whole, wall_s))
+        state = self._state if whole and not fresh else None
+        self._past.append(_Chunk(raw, first, after, state, fresh and whole, whole, wall_s, self.site))
         self._state, self._fresh = None, False
         while len(self._past) > 1 and after - self._past[0].after >= BEFORE_TICKS:
             self._past.popleft()
         if self._writer is not None:
+            self._writer.site = self.site  # who names another one has flushed what stands under the one before
             self._writer.add(raw, first, after, wall_s)
             self._left -= len(raw) // self.size
 
@@ -116,9 +119,11 @@ class Freezer:
         except OSError as e:
             self.error = f"{self.directory}: {e.strerror or e}"
             return
-        writer.site = self.site
         known, before_s = False, wall_s
         for chunk in self._past:
+            if chunk.site != writer.site:
+                writer.flush(None, before_s)
+                writer.site = chunk.site
             if chunk.fresh or (chunk.state is not None and not known):
                 writer.flush(chunk.state, before_s, fresh=chunk.fresh)
             known = chunk.fresh or chunk.state is not None or (known and chunk.whole)

@@ -8,7 +8,7 @@ A segment is `MAGIC, u32 length, payload, u32 CRC-32 of the payload` (little end
     state                 the kernel's State before the first record; null where it could not be taken at that tick
     fresh                 true: the segment begins with the kernel's reset (a start of control), and needs no State
     site                  every field of struct Site: with State and records all that a replay needs
-    build                 version of ballast and hash of its kernel
+    build                 version of ballast, hashes of its kernel and of its table of faults
     wall_s                wall time at which the segment was closed: that of its last record
     records               n x size bytes, consecutive in the ring; a gap or a new start of control begins a segment
 
@@ -33,6 +33,7 @@ from typing import Any, BinaryIO
 
 import msgpack
 
+from _core.faults import table_hash
 from controller.disk import Files
 
 MAGIC = b"\x93BLST\r\n\x1a"  # a byte that is no text, and both line ends: a transfer in text mode breaks it visibly
@@ -206,7 +207,7 @@ class RecordWriter:
 
 @cache
 def build_text() -> str:
-    """Version of ballast and hash of its kernel: a record of another kernel may rightly replay otherwise."""
+    """Version of ballast and hashes of its kernel and of the table of faults: a record of another kernel may rightly replay otherwise."""
     from importlib.metadata import PackageNotFoundError, version
 
     from _core import kernel
@@ -217,7 +218,8 @@ def build_text() -> str:
         number = "not installed"
     compiled = Path(kernel.__file__)
     source = compiled.with_name("kernel.pyx")  # where it is at hand: its hash is the same on every machine
-    return f"{number}, kernel {(file_sha256(source) or file_sha256(compiled) or '?')[:12]}"
+    kernel_hash = (file_sha256(source) or file_sha256(compiled) or "?")[:12]
+    return f"{number}, kernel {kernel_hash}, faults {table_hash()[:12]}"
 
 
 def read(path: Path, *, layout: int | None = None) -> Iterator[Segment | Damage]:

@@ -165,9 +165,9 @@ class Store:
 
     # ---- audit trail
 
-    def add_event(self, wall_s: float, t_ns: int, kind: str, text: str) -> None:
-        """What happened by itself, durable on return."""
-        self._add((self.run, wall_s, t_ns, OURSELVES, kind, None, None, None, text))
+    def add_event(self, wall_s: float, t_ns: int, kind: str, text: str, command: str | None = None) -> None:
+        """What happened by itself, durable on return. `command`: the id of the fault that it tells of (_core/faults.py)."""
+        self._add((self.run, wall_s, t_ns, OURSELVES, kind, command, None, None, text))
 
     def add_audit(self, wall_s: float, who: str, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
         """One command with its author, durable on return; the id goes into the setpoint, and from there into every
@@ -200,6 +200,14 @@ class Store:
         with self.reserve.held() as waiting:
             rows += [(r[2], r[3], r[5], r[9]) for r in waiting if r[1] == self.run and r[5] != "command"]
         return rows[:limit]
+
+    def fault_events(self, fault: str | None = None, limit: int = 100) -> list[tuple[float, int, str, str, str]]:
+        """The newest events of a fault, or of all, first: (wall_s, t_ns, id, kind, text), of every run."""
+        sql = (
+            "SELECT wall_s, t_ns, command, kind, text FROM audit WHERE kind <> 'command' AND command IS NOT NULL "
+            "AND (? IS NULL OR command = ?) ORDER BY wall_s DESC, id DESC LIMIT ?"
+        )
+        return list(self.db.execute(sql, (fault, fault, limit)).fetchall()) if self._prepared else []
 
     def audit(self, limit: int = 100) -> Iterable[tuple[Any, ...]]:
         """The newest commands first: (id, wall_s, who, command, value_w, lease_s, text)."""

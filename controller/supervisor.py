@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -36,6 +36,8 @@ MAX_EVENTS = 5000
 MAX_EVENTS_PER_STEP = 20  # a chattering limit must not fill the disk
 LOOK_TICKS = 120  # a late step of 1.19 s is still one row
 PRUNE_S = 3600.0
+LIMIT_FAULTS = {core.LIM_LEASE: "lease"}  # ids in _core/faults.py of what is no alarm of the kernel
+ALIVE_FAULTS = {"device": "device_lost", "bus": "bus_lost"}
 FREEZE_MODES = (core.MODE_FAULT, core.MODE_TRIP)
 QUIET_S = 10  # a limit is "over" after so long without it: it may act every other tick for minutes
 CLOCK_SLEW_S = 0.005  # per step; less than a tick, so that the billing phase never runs backwards
@@ -48,8 +50,9 @@ class Event:
 
     t_ns: int
     wall_s: float
-    kind: str  # mode, start, limit, alarm, slot, device, bus, ticks, records, clock, schedule, disk, freeze
+    kind: str  # mode, start, limit, alarm, slot, device, bus, ticks, records, clock, schedule, settings, disk, freeze, control, supervisor
     text: str
+    fault: str | None = None  # its id in _core/faults.py
 
 
 class Supervisor:
@@ -89,7 +92,10 @@ class Supervisor:
         self._limit_last_ns: dict[int, int] = {}
         self._row: int | None = None
         self._offset_s: float | None = None
+        self._window_s = 0.0
         self._alive: dict[str, bool] = {}
+        self._site_rev: int | None = None  # of the last tick that was kept
+        self._site: dict[str, Any] = {}
         self._budget = MAX_EVENTS_PER_STEP
         self._resumed = self._position > 0
         self._frozen = 0
@@ -144,21 +150,22 @@ class Supervisor:
             self.freezer.close(wall_s)
         self._commit_history(wall_s)
 
-    def event(self, kind: str, text: str, t_ns: int, wall_s: float) -> None:
-        """Notes an event, within this step's budget."""
+    def event(self, kind: str, text: str, t_ns: int, wall_s: float, fault: str | None = None) -> None:
+        """Notes an event, within this step's budget. `fault`: its id in _core/faults.py."""
         self.events_total += 1
         self._budget -= 1
         if self._budget < 0:
             return
         if self._budget == 0:
-            kind, text = (
+            kind, text, fault = (
                 "records",
                 f"more than {MAX_EVENTS_PER_STEP} events in this second: the rest is in the record alone",
+                None,
             )
-        self.events.append(Event(t_ns, wall_s, kind, text))
+        self.events.append(Event(t_ns, wall_s, kind, text, fault))
         if self.store is not None:
             try:
-                self.store.add_event(wall_s, t_ns, kind, text)
+                self.store.add_event(wall_s, t_ns, kind, text, fault)
             except OSError as e:  # neither database nor reserve: the loop goes on, and stderr is told once
                 self._trouble_is("audit", str(e))
 
@@ -181,16 +188,19 @@ class Supervisor:
         """Phase of the billing window: wall clock, followed so slowly that a small correction never looks like a new
         window.
         """
-        window_s = self.site.num("grid.billing_window_s")
+        window_s = float(self._site.get("billing_window_s", self.site.num("grid.billing_window_s")))
         if not window_s:
             return
         target_s = (wall_s - now_ns / 1e9) % window_s
+        if self._window_s not in (0.0, window_s):  # another window was set while control ran: the clock is innocent
+            self._offset_s = target_s
+        self._window_s = window_s
         if self._offset_s is None:
             # A restarted supervisor goes on from what is in force.
             self._offset_s = float(self.image.billing_offset_s) % window_s if self._position else target_s
         error_s = math.remainder(target_s - self._offset_s, window_s)
         if abs(error_s) > CLOCK_JUMP_S:
-            self.event("clock", f"wall clock was set by {error_s:+.1f} s: the billing window follows", now_ns, wall_s)
+            self.event("clock", f"wall clock was set by {error_s:+.1f} s: the billing window follows", now_ns, wall_s, "clock_jump")
             self._offset_s = target_s
         else:
             self._offset_s += max(-CLOCK_SLEW_S, min(CLOCK_SLEW_S, error_s))
@@ -209,7 +219,7 @@ class Supervisor:
             self.event("records", f"{lost} ticks were overwritten in the ring before they were read", now_ns, wall_s)
         rows = np.frombuffer(raw, self._dtype)
         if len(rows):
-            self._keep(raw, rows["tick"], first, wall_s)
+            self._keep(raw, rows, first, wall_s)
         if len(rows) and self._resumed:
             self._take_over(rows[0], now_ns, wall_s)
         for at in range(0, len(rows), LOOK_TICKS):  # one second, or what a restarted supervisor finds
@@ -225,28 +235,44 @@ class Supervisor:
         if len(self._history) >= FLUSH_S:
             self._commit_history(wall_s)
 
-    def _keep(self, raw: bytes, ticks: np.ndarray, first: int, wall_s: float) -> None:
-        """Hands the records on; a start of control (its ticks begin anew, with the kernel's reset) begins a segment."""
+    def _keep(self, raw: bytes, rows: np.ndarray, first: int, wall_s: float) -> None:
+        """Hands the records on. A start of control (its ticks begin anew, with the kernel's reset) begins a segment, and so does a tick
+        with another revision of Site: each segment stands under its own.
+        """
         sinks = [sink for sink in (self.writer, self.freezer) if sink is not None]
+        ticks, revs, t_ns = rows["tick"], rows["inp"]["site_rev"], rows["inp"]["t_ns"]
         start = self._position - len(ticks)  # ring position of ticks[0]; first < start: the oldest were overwritten
         before = self._tick if self._tick is not None else 0
         cuts = [i for i in (np.flatnonzero(np.diff(ticks, prepend=before) <= 0)).tolist() if start + i > 0]
-        if sinks and not sinks[0].site:
-            self._name_site(sinks)
-        for begin, end in pairwise(sorted({0, *cuts, len(ticks)})):
-            if begin in cuts:
+        changes = _changes(revs, self._site_rev)
+        for begin, end in pairwise(sorted({0, *cuts, *changes, len(ticks)})):
+            after_s = wall_s - (int(t_ns[-1]) - int(t_ns[end - 1])) / 1e9
+            if begin in cuts or (begin in changes and self._site_rev is not None):
+                ended_s = wall_s - (int(t_ns[-1]) - int(t_ns[max(0, begin - 1)])) / 1e9
                 for sink in sinks:
-                    sink.flush(None, wall_s, fresh=True)
-                if self.freezer is not None:
-                    self.freezer.ask("restart")  # control died or slept: what led to it is worth keeping
-                self._name_site(sinks)
+                    sink.flush(None, ended_s, fresh=begin in cuts)
+            if begin in cuts:
+                self.event("control", "began again, from the kernel's reset", int(t_ns[begin]), after_s, "control_lost")
+            if begin in cuts and self.freezer is not None:
+                self.freezer.ask("restart")  # control died or slept: what led to it is worth keeping
+            if begin in changes:
+                self._name_site(sinks, int(revs[begin]), int(t_ns[begin]), wall_s)
             part = raw[begin * core.RECORD_SIZE : end * core.RECORD_SIZE]
             for sink in sinks:
-                sink.add(part, first if begin == 0 else start + begin, start + end, wall_s)
+                sink.add(part, first if begin == 0 else start + begin, start + end, after_s)
 
-    def _name_site(self, sinks: Sequence[RecordWriter | Freezer]) -> None:
+    def _name_site(self, sinks: Sequence[RecordWriter | Freezer], rev: int, t_ns: int, wall_s: float) -> None:
+        """The Site of a revision to whoever keeps ticks; where it is not known any more, the one in force, and that is said."""
+        site = self.image.site_at(rev)
+        if site is None:
+            site = self.image.site()
+            self.event("records", f"revision {rev} of the settings is not known any more: these ticks may not replay", t_ns, wall_s)
+        if self._site_rev is not None and (words := _differences(self._site, site)):
+            self.event("settings", f"revision {rev} is in force: {words}", t_ns, wall_s)
+        self._site_rev, self._site = rev, site
+        self._limits |= {name: site[name] for name in self._limits if name in site}  # what we lease is never tighter than what is in force
         for sink in sinks:
-            sink.site = self.image.site()
+            sink.site = site
 
     def _take_over(self, first: np.void, now_ns: int, wall_s: float) -> None:
         """A restarted supervisor: what its predecessor has already told is no event; that it died is one."""
@@ -260,7 +286,7 @@ class Supervisor:
             self._alive[f"device {device.name}"] = bool(self.image.device_stats(i)["alive"])
         for i, bus in enumerate(self.site.buses):
             self._alive[f"bus {bus.name}"] = bool(self.image.bus_stats(i)["is_open"])
-        self.event("supervisor", "started again; goes on where the last one stopped", now_ns, wall_s)
+        self.event("supervisor", "started again; goes on where the last one stopped", now_ns, wall_s, "supervisor_lost")
 
     def _state_now(self) -> tuple[bytes | None, int | None]:
         """The kernel's State and the ring position it stands at; (None, None) where no quiet moment came in 5 tries."""
@@ -317,7 +343,7 @@ class Supervisor:
         missed = int(ticks[-1]) - before - len(ticks)
         if missed > 0:
             self._missed += missed
-            self.event("ticks", f"{missed} missed, {self._missed} in all", int(t_ns[-1]), wall_s)
+            self.event("ticks", f"{missed} missed, {self._missed} in all", int(t_ns[-1]), wall_s, "ticks_missed")
         self._tick = int(ticks[-1])
 
     def _modes(self, modes: np.ndarray, steps: np.ndarray, t_ns: np.ndarray, wall_s: float) -> None:
@@ -343,17 +369,17 @@ class Supervisor:
             if seen & bit:
                 hits = np.flatnonzero(limits & np.uint64(bit))
                 if bit not in self._limit_last_ns:
-                    self.event("limit", f"{name} on: {words}", int(t_ns[hits[0]]), wall_s)
+                    self.event("limit", f"{name} on: {words}", int(t_ns[hits[0]]), wall_s, LIMIT_FAULTS.get(bit))
                 self._limit_last_ns[bit] = int(t_ns[hits[-1]])
             elif bit in self._limit_last_ns and last_ns - self._limit_last_ns[bit] > QUIET_S * 1e9:
-                self.event("limit", f"{name} off", self._limit_last_ns.pop(bit), wall_s)
+                self.event("limit", f"{name} off", self._limit_last_ns.pop(bit), wall_s, LIMIT_FAULTS.get(bit))
         alarms = out["alarms"]
         for i in _changes(alarms, self._alarms):
             now = int(alarms[i])
             for bit, (name, words) in core.ALARM_TEXT.items():
                 if (now ^ self._alarms) & bit:
                     text = f"{name}: {words}" if now & bit else f"{name} cleared"
-                    self.event("alarm", text, int(t_ns[i]), wall_s)
+                    self.event("alarm", text, int(t_ns[i]), wall_s, name)
             self._alarms = now
 
     def _slots(self, slots: np.ndarray, ids: np.ndarray, t_ns: np.ndarray, wall_s: float) -> None:
@@ -377,7 +403,7 @@ class Supervisor:
     def _alive_change(self, kind: str, name: str, alive: bool, yes: str, no: str, now_ns: int, wall_s: float) -> None:
         key = f"{kind} {name}"
         if alive != self._alive.get(key, False):
-            self.event(kind, f"{name} {yes if alive else no}", now_ns, wall_s)
+            self.event(kind, f"{name} {yes if alive else no}", now_ns, wall_s, ALIVE_FAULTS[kind])
         self._alive[key] = alive
 
     def _commit_history(self, wall_s: float) -> None:
@@ -400,10 +426,10 @@ class Supervisor:
             self.event("freeze", f"kept at full rate in {self.freezer.written[-1]}", now_ns, wall_s)
         for what, (error, words) in told.items():
             if error and self._trouble_is(what, error):
-                self.event("disk", f"{what}: {error}: {words}", now_ns, wall_s)
+                self.event("disk", f"{what}: {error}: {words}", now_ns, wall_s, "disk")
             elif not error and what in self._trouble:
                 del self._trouble[what]
-                self.event("disk", f"{what}: the disk takes it again", now_ns, wall_s)
+                self.event("disk", f"{what}: the disk takes it again", now_ns, wall_s, "disk")
 
     def _trouble_is(self, what: str, error: str) -> bool:
         """True and a line on stderr where it was not known."""
@@ -418,6 +444,11 @@ def _changes(values: np.ndarray, before: int | None) -> list[int]:
     """Indices at which the value differs from the one before (`before` ahead of the first; None differs from all)."""
     first = [0] if before is None or int(values[0]) != before else []
     return first + (np.flatnonzero(values[1:] != values[:-1]) + 1).tolist()
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What changed, in words; empty where nothing did (a restart of control)."""
+    return ", ".join(f"{name} {old[name]:g} -> {new[name]:g}" for name in new if name in old and old[name] != new[name])
 
 
 def _kw(watts: float) -> str:

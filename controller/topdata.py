@@ -227,7 +227,7 @@ def _mode_words(mode: str) -> str:
         "ISLAND": "the PCS makes voltage and frequency",
         "RESYNC": "matching the grid before closing",
         "TRIP": "grid outside its window; power 0",
-        "STOP": "ramping to 0",
+        "STOP": "ramping to 0, or parked there",
     }.get(mode, "")
 
 

@@ -17,19 +17,22 @@ enum {
     LIM_RAMP = 1 << 0, LIM_IMPORT = 1 << 1, LIM_EXPORT = 1 << 2, LIM_BILLING = 1 << 3, LIM_FEEDER = 1 << 4, LIM_SOC_MIN = 1 << 5,
     LIM_SOC_MAX = 1 << 6, LIM_TEMP = 1 << 7, LIM_PCS_S = 1 << 8, LIM_BMS_CHARGE = 1 << 9, LIM_BMS_DISCHARGE = 1 << 10, LIM_BATT_V = 1 << 11,
     LIM_SLEW = 1 << 12, LIM_METER_STALE = 1 << 13, LIM_BMS_STALE = 1 << 14, LIM_HOLD = 1 << 15, LIM_LEASE = 1 << 16, LIM_FILTER = 1 << 17,
-    LIM_DROOP = 1 << 18, LIM_MODE = 1 << 19, LIM_SITE_P = 1 << 20, LIM_NOT_HELD = 1 << 21
+    LIM_DROOP = 1 << 18, LIM_MODE = 1 << 19, LIM_SITE_P = 1 << 20, LIM_NOT_HELD = 1 << 21, LIM_OPERATOR = 1 << 22
 };
 enum {
     ALM_METER_LOST = 1 << 0, ALM_METER_FROZEN = 1 << 1, ALM_PCS_LOST = 1 << 2, ALM_PCS_FAULT = 1 << 3, ALM_PCS_NOT_FOLLOWING = 1 << 4,
     ALM_BMS_LOST = 1 << 5, ALM_BMS_FAULT = 1 << 6, ALM_IDENTITY = 1 << 7, ALM_GRID_OUTSIDE = 1 << 8, ALM_PCS_LOCAL = 1 << 9,
     ALM_REVERSION = 1 << 10, ALM_METER_SIGN = 1 << 11, ALM_INTERNAL = 1 << 12
 };
-enum { PCS_RUNNING = 3, PCS_THROTTLED = 4, PCS_FAULTED = 6, BMS_CONNECTED = 3, BMS_FAULTED = 99 };
+enum { LIMITS_OPERATOR = 1 };
+enum { PCS_STARTING = 2, PCS_RUNNING = 3, PCS_THROTTLED = 4, PCS_FAULTED = 6, BMS_CONNECTED = 3, BMS_FAULTED = 99 };
 
 static const double HEARTBEAT_S = 3.0, CLEAN_S = 5.0, PROVED_S = 10.0, RB_TIME_S = 1.0, ALIGN_TIME_S = 10.0, AHEAD_S = 0.1;
 static const double SOC_TAPER = 0.01;
 static const double OBSERVE_S = 0.02, OBSERVE = 0.3, RING_MEMORY = 20.0, RING_LEVEL = 0.002, RING_SHARE = 0.35;
 static const uint32_t RING_HOT = 8, RING_CALM = 6000, SIGN_BLOCK = 10;
+/* What _core/faults.py says follows from alarms: peer.py gives the masks before the first step. */
+static uint32_t TO_FAULT, TO_TRIP, PERSON, ACTS;
 static const int64_t HOUR_NS = 3600LL * 1000000000LL;
 
 /* ---------------------------------------------------------------- image.pxd */
@@ -89,12 +92,15 @@ typedef struct {
     int64_t lease_until_ns;
     double import_limit_w, export_limit_w, ramp_up_w_per_s, ramp_down_w_per_s, p_charge_max_w, p_discharge_max_w;
     double soc_min, soc_max, soc_target;
+    uint64_t flags;
 } Limits;
 
 typedef struct {
     int64_t tick, t_ns, step_t_ns, command_t_ns;
     double billing_phase_s;
-    int32_t verified, stop, reset, pad;
+    int32_t verified, stop, reset;
+    uint32_t latched;
+    int32_t park, site_rev;
     Meter meter;
     Pcs pcs;
     PcsControl pcs_ctl;
@@ -192,6 +198,7 @@ typedef struct {
     int32_t adopt;
     int32_t was_clean;
     int32_t stale;
+    int32_t parked;
     uint32_t proven;
 } State;
 
@@ -411,6 +418,7 @@ static inline void enter(State *st, const Inputs *i, int mode)
     st->step_since_ns = i->t_ns;
     st->clean_since_ns = 0;
     st->follow_since_ns = 0;
+    st->parked = 0;
     if (mode == STANDBY) {
         st->adopt = 0;
         st->hb_first_ns = 0;
@@ -421,10 +429,34 @@ static inline void fault(State *st, const Inputs *i, uint32_t alarm)
 {
     st->alarms |= alarm;
     if (st->mode != FAULT) {
-        if (alarm & ALM_METER_SIGN) st->was_clean = 0;
+        if (alarm & PERSON) st->was_clean = 0;
         else if (st->mode != TRIP) st->was_clean = st->mode == GRID && since_s(i, st->mode_since_ns) >= PROVED_S;
         enter(st, i, FAULT);
     }
+}
+
+static inline void trip(State *st, const Inputs *i, uint32_t alarm)
+{
+    st->alarms |= alarm;
+    st->was_clean = st->mode == GRID && since_s(i, st->mode_since_ns) >= PROVED_S;
+    st->tripped = 1;
+    enter(st, i, TRIP);
+}
+
+static inline void react(State *st, const Inputs *i, Work *w, uint32_t alarm)
+{
+    w->causes |= alarm;
+    if (alarm & TO_FAULT) fault(st, i, alarm & ACTS);
+    else if (alarm & TO_TRIP) trip(st, i, alarm & ACTS);
+}
+
+static inline uint32_t unseen(const Site *s, const State *st)
+{
+    uint32_t a = 0;
+    if (st->last_meter_t_ns == 0) a |= ALM_METER_LOST;
+    if (st->pcs_good_ns == 0) a |= ALM_PCS_LOST;
+    if ((s->has_bms && st->bms_good_ns == 0) || (s->has_bms_limits && st->bms_lim_good_ns == 0)) a |= ALM_BMS_LOST;
+    return a;
 }
 
 static inline uint32_t causes(const Inputs *i, const Site *s, const State *st, const Work *w)
@@ -449,7 +481,7 @@ static inline void start(const Inputs *i, const Site *s, State *st, const Work *
     const int beat = is_finite(i->pcs_life.pcs_heartbeat) && i->pcs_life.pcs_heartbeat != st->last_hb;
     const int before = st->start_step;
     const PcsControl *c = &i->pcs_ctl;
-    if (!(w->meter_ok && w->pcs_ok && w->bms_ok && i->verified == 1 && causes(i, s, st, w) == 0)) {
+    if (!(w->meter_ok && w->pcs_ok && w->bms_ok && i->verified == 1 && (causes(i, s, st, w) & ACTS) == 0)) {
         st->start_step = START_DEVICES;
     } else if (st->adopt && st->start_step > START_DEVICES && (!live || (s->has_pcs_ctl && c->wset_ena != 1.0))) {
         st->start_step = START_DEVICES;
@@ -489,11 +521,11 @@ static inline void start(const Inputs *i, const Site *s, State *st, const Work *
     if (st->start_step != before) st->step_since_ns = i->t_ns;
 }
 
-static inline void follows(const Inputs *i, const Site *s, State *st)
+static inline void follows(const Inputs *i, const Site *s, State *st, Work *w)
 {
     if (s->follow_w > 0.0 && !(st->rb_abs_w <= s->follow_w)) {
         if (st->follow_since_ns == 0) st->follow_since_ns = i->t_ns;
-        else if (since_s(i, st->follow_since_ns) > s->follow_s) fault(st, i, ALM_PCS_NOT_FOLLOWING);
+        else if (since_s(i, st->follow_since_ns) > s->follow_s) react(st, i, w, ALM_PCS_NOT_FOLLOWING);
     } else {
         st->follow_since_ns = 0;
     }
@@ -506,6 +538,7 @@ static inline int may_reset(const Inputs *i, State *st, uint32_t now)
         st->reset_seen = i->reset;
         return now == 0;
     }
+    if (st->alarms & PERSON) return 0;
     if (now || !st->was_clean) {
         st->clean_since_ns = 0;
         return 0;
@@ -560,56 +593,60 @@ static inline void go(const Inputs *i, const Site *s, State *st)
 
 static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Outputs *o)
 {
-    const uint32_t now = causes(i, s, st, w);
+    const uint32_t now = causes(i, s, st, w), acts = now & ACTS;
     const int grid_bad = st->bad_since_ns != 0 && since_s(i, st->bad_since_ns) >= s->trip_s;
     const int good = st->good_since_ns && since_s(i, st->good_since_ns) >= s->enter_service_delay_s;
     w->causes = now;
     if (st->mode != FAULT) st->reset_seen = i->reset;
-    if (i->stop && st->mode != STOP) {
+    if (i->latched) {
+        st->alarms |= i->latched;
+        st->was_clean = 0;
+        if (st->mode != FAULT) enter(st, i, FAULT);
+    }
+    if (i->stop) st->parked = 0;
+    if ((i->stop && st->mode != STOP) || (i->park && (st->mode == GRID || st->mode == STANDBY))) {
         st->stop_since_ns = i->t_ns;
         st->stop_s = st->mode == GRID ? clamp(abs_w(st->cmd_w) / s->ramp_down_w_per_s, 0.1, 55.0) : 0.0;
         enter(st, i, STOP);
+        st->parked = !i->stop;
     }
     switch (st->mode) {
     case GRID:
     case ISLAND:
-        if (st->mode == GRID) follows(i, s, st);
-        if (st->mode == FAULT) {
-        } else if (now) {
-            fault(st, i, now);
+        if (st->mode == GRID) follows(i, s, st, w);
+        if (st->mode != GRID && st->mode != ISLAND) {
+        } else if (acts) {
+            react(st, i, w, acts);
         } else if (i->pcs.pcs_state != PCS_RUNNING && i->pcs.pcs_state != PCS_THROTTLED) {
-            fault(st, i, ALM_PCS_FAULT);
+            react(st, i, w, ALM_PCS_FAULT);
         } else if (s->has_pcs_ctl && (i->pcs_ctl.wset_rvrt_ena != 1.0 || !(abs_w(i->pcs_ctl.wset_rvrt_s - s->pcs_rvrt_s) < 1.0)
                                        || !(age_s(i, &i->pcs_ctl.g) <= 2.0 * s->pcs_rvrt_s + 2.0))) {
-            fault(st, i, ALM_REVERSION);
+            react(st, i, w, ALM_REVERSION);
         } else if (grid_bad && st->mode == GRID) {
             if (forming(i)) {
                 enter(st, i, ISLAND);
             } else {
-                st->alarms |= ALM_GRID_OUTSIDE;
-                st->was_clean = since_s(i, st->mode_since_ns) >= PROVED_S;
-                st->tripped = 1;
-                enter(st, i, TRIP);
+                react(st, i, w, ALM_GRID_OUTSIDE);
             }
         } else if (st->mode == ISLAND && !forming(i)) {
             enter(st, i, RESYNC);
         }
         break;
     case RESYNC:
-        if (now) fault(st, i, now);
+        if (acts) react(st, i, w, acts);
         else if (good) enter(st, i, STANDBY);
         break;
     case TRIP:
-        if (now) {
-            fault(st, i, now);
-        } else if (good) {
+        if (acts & TO_FAULT) {
+            fault(st, i, acts);
+        } else if (acts == 0 && good) {
             st->alarms = 0;
             enter(st, i, STANDBY);
         }
         break;
     case FAULT:
-        st->alarms |= now;
-        if (may_reset(i, st, now)) {
+        st->alarms |= acts & ~unseen(s, st);
+        if (may_reset(i, st, acts)) {
             st->alarms = 0;
             st->rb_err_w = 0.0;
             st->rb_abs_w = 0.0;
@@ -622,8 +659,14 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
         if (st->start_step == START_DONE) go(i, s, st);
         break;
     case STOP:
-        if (now || grid_bad) {
-            st->alarms |= now | (grid_bad ? ALM_GRID_OUTSIDE : 0);
+        if (st->parked && !i->park) {
+            st->alarms = 0;
+            enter(st, i, STANDBY);
+            break;
+        }
+        if (st->parked && st->start_step == START_DONE) st->alarms = 0;
+        if (acts || grid_bad) {
+            st->alarms |= acts | (grid_bad ? ALM_GRID_OUTSIDE : 0);
             st->stop_s = 0.0;
         }
         break;
@@ -718,7 +761,7 @@ static inline void ringing(const Site *s, State *st, double load_w)
     }
 }
 
-static inline void watch_sign(const Inputs *i, const Site *s, State *st)
+static inline void watch_sign(const Inputs *i, const Site *s, State *st, Work *w)
 {
     const double keep = 0.998, floor = 0.05 * s->s_rated_va;
     double m = i->meter.grid_p_w, p = st->model_p_w + st->rb_err_w, dm = m - st->sign_prev_m_w, dp = p - st->sign_prev_p_w;
@@ -746,7 +789,7 @@ static inline void watch_sign(const Inputs *i, const Site *s, State *st)
     st->sign_den = 0.98 * st->sign_den + dp * dp;
     if (smaller(st->sign_den, st->sign_tick_den) > floor * floor && st->sign_num > 0.5 * st->sign_den
         && st->sign_tick_num > 0.5 * st->sign_tick_den)
-        fault(st, i, ALM_METER_SIGN);
+        react(st, i, w, ALM_METER_SIGN);
 }
 
 static inline void reconstruct(const Inputs *i, const Site *s, State *st, Work *w, Outputs *o)
@@ -759,7 +802,7 @@ static inline void reconstruct(const Inputs *i, const Site *s, State *st, Work *
         load = i->meter.grid_p_w + st->model_p_w + st->rb_err_w + others;
         if (st->mode == GRID) {
             ringing(s, st, load);
-            watch_sign(i, s, st);
+            watch_sign(i, s, st, w);
         }
         t_f = larger(abs_w(st->align_s), st->ring_s) + (double)minus(st->model_t_ns, i->meter.g.t_ns) * 1e-9;
         if (t_f > s->align_full_s) {
@@ -1033,7 +1076,8 @@ static inline void gate(const Inputs *i, const Limits *lim, const Site *s, State
                           && !(s->has_bms_temp && age_s(i, &i->bms_temp.g) > 10.0 * s->bms_lost_s))));
     if (st->mode == STOP && p == 0.0 && (i->stop >= 2 || !(since_s(i, st->stop_since_ns) < st->stop_s))) {
         st->start_step = START_DONE;
-        o->op_request = OP_STOP;
+        const double state = i->pcs.pcs_state;
+        if (!st->parked || state != state || (PCS_STARTING <= state && state <= PCS_THROTTLED)) o->op_request = OP_STOP;
     }
     p += 0.0;
     o->p_cmd_w = p;
@@ -1044,6 +1088,7 @@ static inline void gate(const Inputs *i, const Limits *lim, const Site *s, State
     o->heartbeat = o->gate ? (double)((i->tick / 100) & 0x3FFFFFFF) + 1.0 : 0.0;
     if (o->gate) model_push(st, minus(i->command_t_ns, -to_ns(s->pcs_dead_s)), p);
     if (i->step_t_ns > lim->lease_until_ns) w->flags |= LIM_LEASE;
+    if (lim->flags & LIMITS_OPERATOR) w->flags |= LIM_OPERATOR;
 }
 
 __attribute__((noinline)) void peer_step(const Inputs *inp, const Limits *lim, const Site *s, State *st, Outputs *o)
@@ -1084,12 +1129,20 @@ __attribute__((noinline)) void peer_step(const Inputs *inp, const Limits *lim, c
     o->limits_active = w.flags;
     o->p_min_w = -w.cha_w;
     o->p_max_w = w.dis_w;
-    o->alarms = st->alarms | (st->mode == STANDBY ? w.causes : 0);
+    o->alarms = st->alarms | (st->mode == STANDBY || st->mode == FAULT ? w.causes : w.causes & ~ACTS);
     o->mode = st->mode;
     o->start_step = st->start_step;
 }
 
 /* ---------------------------------------------------------------- the face for peer.py */
+
+void peer_masks(uint32_t to_fault, uint32_t to_trip, uint32_t person)
+{
+    TO_FAULT = to_fault;
+    TO_TRIP = to_trip;
+    PERSON = person;
+    ACTS = to_fault | to_trip;
+}
 
 size_t peer_size(int which)
 {

@@ -51,10 +51,15 @@ class Peer:
     def __init__(self) -> None:
         from _core.image import record_dtype
 
+        from _core import image
+        from _core.faults import FAULTS, masks
+
         with tempfile.TemporaryDirectory() as d:
             lib = Path(d) / "kernel_peer.so"
             subprocess.run(["gcc", *FLAGS, "-o", str(lib), str(SOURCE)], check=True, capture_output=True, text=True)
             self.lib = ctypes.CDLL(str(lib))
+        made = masks(FAULTS, {name: bit for name, bit in vars(image).items() if name.startswith("ALM_")})
+        self.lib.peer_masks(made.fault, made.trip, made.person)
         self.lib.peer_size.restype = ctypes.c_size_t
         for k, name in enumerate(STRUCTS):
             if self.lib.peer_size(k) != record_dtype(name).itemsize:

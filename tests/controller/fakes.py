@@ -28,6 +28,7 @@ class FakeImage:
         self.started_ns = 0
         self.alive = [True] * 3
         self.open = [True] * 2
+        self.sites: dict[int, dict[str, float]] = {0: {"f_nom_hz": 50.0}}  # by revision
         self.forgotten = 0  # ring positions below it are gone
         self.stats: dict[str, Any] = {
             "ticks": 0,
@@ -80,7 +81,10 @@ class FakeImage:
         return state.tobytes()
 
     def site(self) -> dict[str, float]:
-        return {"f_nom_hz": 50.0}
+        return self.sites[max(self.sites)]
+
+    def site_at(self, rev: int) -> dict[str, float] | None:
+        return self.sites.get(rev)
 
     def write_limits(self, **fields: float) -> None:
         self.limits_written.append(fields)

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from _core import image as core
-from controller import explain, records, replay
+from bench.sim import Simulation
+from controller import build, explain, records, replay
 from controller.__main__ import main
+from controller.freeze import Freezer, kept
 from controller.recording import Recording, nested
 from controller.records import RecordWriter, Segment, read
+from controller.virtual import LoadOptions
 
 
 def segments(path: Path) -> list[Segment]:
@@ -118,8 +121,6 @@ def test_a_record_without_settings_needs_them_beside_it(
 ) -> None:
     import json
 
-    from controller import build
-
     whole = [Segment(**(s.__dict__ | {"site": None})) for s in segments(sim_record)[:3]]
     path = rewrite(sim_record, tmp_path / "record.blst", whole)
     assert main(["replay", str(path)]) == 2
@@ -168,3 +169,71 @@ def test_the_header_is_readable_without_us(sim_record: Path) -> None:
     length = int.from_bytes(data[head : head + 4], "little")
     m = msgpack.unpackb(data[head + 4 : head + 4 + length])
     assert m["fresh"] is True and m["state"] is None and m["site"]["import_limit_w"] == 445e3 and "kernel" in m["build"]
+
+
+def changed_twice(path: Path, freezer: object = None) -> Simulation:
+    """20 s in virtual time with two changes of Site, the second one looser than the settings the supervisor was started with."""
+    site = build.load_site(None, [], lambda: [])
+    hashed = {"layout": core.LAYOUT, "settings": site.settings_hash(), "record_size": core.RECORD_SIZE}
+    sim = Simulation(site, LoadOptions(trace="steps", repeat=False), for_s=25.0, writer=lambda: RecordWriter(path, **hashed))
+    sim.supervisor.freezer = freezer  # type: ignore[assignment]
+    sim.run_s(9.504)
+    sim.image.update_site({"import_limit_w": 300e3, "ramp_up_w_per_s": 500.0})
+    sim.run_s(2.013)
+    sim.image.update_site({"import_limit_w": 480e3, "ramp_up_w_per_s": 4000.0})
+    sim.run_s(9.0)
+    return sim
+
+
+def test_a_record_replays_to_the_last_bit_over_changes_of_the_settings(tmp_path: Path) -> None:
+    sim = changed_twice(tmp_path / "r.blst")
+    limits = sim.image.latest()["lim"]
+    assert (limits["import_limit_w"], limits["ramp_up_w_per_s"]) == (480e3, 4000.0)
+    sim.close()
+    told = [e.text for e in sim.supervisor.events if e.kind == "settings"]
+    assert told[0].startswith("revision 2 is in force: import_limit_w 445000 -> 300000") and len(told) == 2
+    begins = {}
+    for s in segments(tmp_path / "r.blst"):
+        revs = np.frombuffer(s.records, core.record_dtype())["inp"]["site_rev"]
+        assert len(set(revs.tolist())) == 1 and s.site is not None, "a segment stands under one Site"
+        begins.setdefault(int(revs[0]), (s.first, s.site["import_limit_w"]))
+    assert [begins[k][1] for k in (1, 2, 3)] == [445e3, 300e3, 480e3]
+    result = replay.Replay(Recording(tmp_path / "r.blst")).run()
+    assert result.equal and result.skipped == 0 and result.ticks == sim.image.head and not result.notes
+
+
+def test_two_changes_between_two_looks_of_the_supervisor_stand_each_under_their_own_site(tmp_path: Path) -> None:
+    site = build.load_site(None, [], lambda: [])
+    hashed = {"layout": core.LAYOUT, "settings": site.settings_hash(), "record_size": core.RECORD_SIZE}
+    sim = Simulation(site, LoadOptions(trace="steps", repeat=False), for_s=25.0, writer=lambda: RecordWriter(tmp_path / "r.blst", **hashed))
+    sim.run_s(9)
+    for limit_w in (300e3, 350e3, 320e3):  # nobody looks for 3.3 s
+        sim.image.update_site({"import_limit_w": limit_w})
+        sim.cosim.run_until(sim.cosim.now_ns + 1_100_000_000)
+    sim.run_s(3)
+    sim.close()
+    seen = dict.fromkeys(s.site["import_limit_w"] for s in segments(tmp_path / "r.blst") if s.site)
+    assert list(seen) == [445e3, 300e3, 350e3, 320e3]
+    assert replay.Replay(Recording(tmp_path / "r.blst")).run().equal
+
+
+def test_what_is_frozen_over_a_change_of_the_settings_replays(tmp_path: Path) -> None:
+    freezer = Freezer(tmp_path / "f", layout=core.LAYOUT, settings="s", record_size=core.RECORD_SIZE)
+    sim = changed_twice(tmp_path / "r.blst", freezer)
+    sim.supervisor.freeze("test", sim.cosim.now_ns)
+    sim.run_s(0.5)
+    sim.image.update_site({"import_limit_w": 310e3})
+    sim.run_s(3)
+    sim.close()
+    (path,) = kept(tmp_path / "f")
+    assert {s.site["import_limit_w"] for s in segments(path) if s.site} == {445e3, 300e3, 480e3, 310e3}
+    result = replay.Replay(Recording(path)).run()
+    assert result.equal and result.skipped == 0 and result.ticks == sim.image.head
+
+
+def test_a_parked_tick_says_who_wants_it(sim_record: Path) -> None:
+    row = nested(Recording(sim_record).rows()[1500])
+    row["out"]["mode"] = core.MODE_STOP
+    for stop, park, words in ((0, 1, "An operator has parked the site"), (1, 1, "asked to stop"), (1, 0, "asked to stop")):
+        row["inp"].update(stop=stop, park=park)
+        assert words in " ".join(explain.sentences(row, None, None))

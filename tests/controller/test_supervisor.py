@@ -8,8 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from _core import image as core
+from _core.faults import BY_ID
 from controller import site as sites
 from controller.clock import ManualClock
 from controller.records import RecordWriter, Segment, read
@@ -218,3 +220,55 @@ def test_a_restarted_supervisor_repeats_no_event(tmp_path: Path) -> None:
     bench.image.tick(100, limits_active=RAMP, slot=0, slot_id=3)
     again.step(bench.clock.t_ns)
     assert [e.kind for e in again.events] == ["supervisor"]
+
+
+def test_faults_are_found_by_their_id_in_the_audit_trail(tmp_path: Path) -> None:
+    store = Store(tmp_path / "h.sqlite", 1)
+    bench = Bench(store=store)
+    bench.second()
+    bench.image.alive[2] = False
+    bench.image.open[1] = False
+    bench.image.skip(3)
+    bench.second(alarms=core.ALM_METER_LOST, limits_active=core.LIM_LEASE | core.LIM_RAMP)
+    bench.second(mode=0, alarms=core.ALM_METER_LOST | core.ALM_PCS_LOST)
+    bench.second()
+    told = {fault: text for _, _, fault, _, text in reversed(store.fault_events())}
+    assert told["meter_lost"] == "meter_lost cleared" and told["pcs_lost"] == "pcs_lost cleared"
+    assert told["device_lost"].endswith("does not answer") and told["bus_lost"].endswith("port is gone")
+    assert told["ticks_missed"] == "3 missed, 3 in all" and told["lease"].startswith("lease on")
+    assert set(told) <= set(BY_ID), "every id stands in the table"
+    assert [r[4] for r in store.fault_events("meter_lost")] == ["meter_lost cleared", "meter_lost: the meter has not answered"]
+    assert all(kind not in ("mode", "start") for _, _, _, kind, _ in store.fault_events())
+    assert store.audit() == [], "no command of anybody"
+
+
+def revised(bench: Bench, rev: int) -> None:
+    """A second whose ticks ran with another revision of the settings."""
+    bench.image.tick(100)
+    bench.image.rows["inp"]["site_rev"][-100:] = rev
+    bench.second(0)
+
+
+def test_another_billing_window_while_control_runs_is_no_jump_of_the_clock() -> None:
+    bench = Bench(wall_s=1_700_000_400.0)
+    for _ in range(3):
+        bench.second()
+    bench.image.sites[1] = {"f_nom_hz": 50.0, "billing_window_s": 1800.0}
+    for _ in range(3):
+        revised(bench, 1)
+    assert bench.texts("clock") == []
+    wall_s = bench.clock.wall_s()
+    assert bench.image.billing_offset_s == pytest.approx((wall_s - bench.clock.t_ns / 1e9) % 1800.0, abs=0.01)
+
+
+def test_a_loosened_limit_is_leased_and_told_and_a_forgotten_revision_is_said() -> None:
+    bench = Bench()
+    bench.image.sites[0] |= {"import_limit_w": 445e3}
+    bench.second()
+    bench.image.sites[1] = {"f_nom_hz": 50.0, "import_limit_w": 480e3}
+    revised(bench, 1)
+    assert bench.texts("settings") == ["revision 1 is in force: import_limit_w 445000 -> 480000"]
+    revised(bench, 1)
+    assert bench.image.limits_written[-1]["import_limit_w"] == 480e3
+    revised(bench, 7)
+    assert any("revision 7 of the settings is not known any more" in text for text in bench.texts("records"))

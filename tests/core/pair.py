@@ -57,7 +57,10 @@ class Pair:
 
 # ---------------------------------------------------------------- arbitrary values
 
-INTS = {"pad": (0, 0), "verified": (-1, 1), "stop": (0, 2), "kind": (0, 2), "quality": (0, 2)}
+INTS = {
+    "pad": (0, 0), "park": (0, 1), "site_rev": (0, 9), "flags": (0, 1), "latched": (0, 2**13 - 1), "verified": (-1, 1), "stop": (0, 2),
+    "kind": (0, 2), "quality": (0, 2),
+}  # fmt: skip
 TIMES = {"t_ns", "rx_ns", "step_t_ns", "command_t_ns", "lease_until_ns", "tick", "id"}
 
 
@@ -120,7 +123,7 @@ def scenes() -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
 
     found = []
     for extra in ({}, FULL):
-        for what in ("cold", "grid", "hold", "fault", "trip", "island", "resync", "stop", "stale"):
+        for what in ("cold", "grid", "hold", "fault", "trip", "island", "resync", "stop", "stale", "park"):
             r = Rig(load_w=430e3, jitter_hz=1e-6, **extra)
             if what != "cold":
                 r.to_grid()
@@ -138,6 +141,8 @@ def scenes() -> list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]:
                 r.inp["pcs"]["pcs_der_mode"] = 1.0 if what == "resync" else r.inp["pcs"]["pcs_der_mode"]
             if what == "stop":
                 r.inp["stop"] = 1
+            if what == "park":
+                r.inp["park"] = 1
             if what == "stale":
                 r.stale |= {"meter", "pcs_life"}
                 r.step(20)
@@ -169,6 +174,7 @@ class Walk(Rig):
     def __init__(self, seed: int, **site: Any) -> None:
         super().__init__(jitter_hz=1e-6, **site)
         self.rng = random.Random(seed)
+        self.operator = random.Random(seed + 1000)
         self.until: dict[str, int] = {}
         self.inp["billing_phase_s"] = 100.0
 
@@ -223,6 +229,12 @@ class Walk(Rig):
             self.lim["export_limit_w"] = x.choice([0.0, 20e3])
             self.lim["p_discharge_max_w"] = x.choice([0.0, 100e3, 250e3])
             self.lim["lease_until_ns"] = self.tick * TICK_NS + x.choice([0, 1 << 50])
+        if self.operator.random() < 0.01:
+            self.lim["flags"] = self.operator.randrange(2)
+            i["site_rev"] += 1
+        if i["park"] or self.operator.random() < 0.0003:
+            i["park"] = int(self.operator.random() < 0.99)
+        i["latched"] = 1 << self.operator.randrange(13) if self.operator.random() < 0.0001 else 0
         out = self.step()
         if x.random() < 0.001:
             self.running = False  # the converter stops by itself

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 
 import pytest
+from _core.engine import Engine
 from _core.image import ImageError, ProcessImage
 
 from _core import image as im
-from bench.rig import SITE
+from bench.rig import SITE, TICK_NS
+
+SLOTS_END = 1 << 14  # all slots and Sites stand in the first 16 kB, before the statistics
 
 
 @pytest.fixture
@@ -37,6 +41,42 @@ def test_a_writer_killed_at_any_byte_leaves_the_last_good_setpoint(image: Proces
         assert image.setpoint(1)["value_w"] == 1e3
     os.pwrite(image.fd, raw_after[first : last + 1], first)
     assert image.setpoint(1)["value_w"] == 2e3
+
+
+def _limits_op(image: ProcessImage, k: int) -> None:
+    image.write_operator_limits(lease_until_ns=k, import_limit_w=k * 1e3, soc_max=k / 10)
+
+
+def _site(image: ProcessImage, k: int) -> None:
+    image.update_site({"import_limit_w": k * 1e3, "ramp_up_w_per_s": k + 0.1, "align_full_s": k / 100})
+
+
+@pytest.mark.parametrize("write", [_limits_op, _site])
+def test_a_writer_killed_at_any_byte_leaves_the_last_good_limits_and_site(image: ProcessImage, write: Callable) -> None:
+    def seen() -> object:
+        """What the next control takes from this image."""
+        if write is _limits_op:
+            return image.operator_limits()
+        e = Engine(image, [], priority=0)
+        e.start(TICK_NS)
+        e.on_tick(TICK_NS)
+        return image.site()
+
+    image.set_site(SITE)
+    write(image, 1)
+    before = bytes(os.pread(image.fd, SLOTS_END, 0))
+    old = seen()
+    os.pwrite(image.fd, before, 0)
+    write(image, 2)
+    after = bytes(os.pread(image.fd, SLOTS_END, 0))
+    differs = [k for k in range(SLOTS_END) if before[k] != after[k]]
+    first, last = differs[0], differs[-1]  # the counter stands before the copies, and is written last
+    for cut in range(first + 4, last + 2):
+        os.pwrite(image.fd, before, 0)
+        os.pwrite(image.fd, after[first + 4 : cut], first + 4)
+        assert seen() == old, cut
+    os.pwrite(image.fd, after, 0)
+    assert seen() != old
 
 
 def test_a_damaged_live_copy_is_seen(image: ProcessImage) -> None:

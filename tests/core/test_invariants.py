@@ -16,7 +16,7 @@ from bench.rig import LIMITS
 from tests.core.pair import SCENES, TICK_NS, Walk, a_tick, advance, put, site_changes
 from tests.core.test_twin import CALM
 
-STANDBY, GRID, STOP = 1, 2, 6
+FAULT, STANDBY, GRID, STOP = 0, 1, 2, 6
 RAMP, HOLD, STALE, NOT_HELD = 1 << 0, 1 << 15, 1 << 13, 1 << 21
 
 
@@ -72,6 +72,12 @@ def check(before: dict, state: dict, out: dict, inp: dict, lim: dict, site: dict
     assert p == 0.0 or out["mode"] in (GRID, STOP) or adopting
     assert q == 0.0 or out["mode"] == GRID
     assert out["gate"] == 0 or inp["verified"] == 1 or out["mode"] != STANDBY
+    if inp["park"]:
+        assert out["mode"] != GRID
+    if inp["latched"] and before["mode"] != FAULT:
+        assert out["mode"] in (FAULT, STOP) and not state["was_clean"]
+    if state["parked"]:
+        assert out["mode"] == STOP and not inp["stop"]
     assert out["heartbeat"] == 0.0 or out["gate"]
     if before["mode"] == out["mode"] == GRID and not before["stale"] and not out["limits_active"] & (HOLD | STALE):
         dt_s = min(max((inp["t_ns"] - before["last_t_ns"]) * 1e-9, 0.0), 1.0) if before["last_t_ns"] else 0.0

@@ -1,8 +1,8 @@
 """The kernel again, in plain Python: kernel.pyx and laws.pxd operation by operation, bit-equal in f64.
 
-Nothing here imports compiled code. It is written to be compared, not to be fast or short: the same names, the same order of
-operations, C's rules where Python's differ (division by zero, int64 that saturates, uint32 that wraps). `Twin` has the face of
-`_core.kernel.Kernel`: Twin(site).step(inputs, limits) -> outputs, get_state(), set_state().
+Nothing here imports compiled code; the table of faults is data, and shared. It is written to be compared, not to be fast or short: the
+same names, the same order of operations, C's rules where Python's differ (division by zero, int64 that saturates, uint32 that wraps).
+`Twin` has the face of `_core.kernel.Kernel`: Twin(site).step(inputs, limits) -> outputs, get_state(), set_state().
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 from typing import Any
+
+from _core.faults import FAULTS, masks
 
 Obj = Any
 
@@ -29,14 +31,19 @@ OP_START, OP_STOP = 1, 2
 (
     LIM_RAMP, LIM_IMPORT, LIM_EXPORT, LIM_BILLING, LIM_FEEDER, LIM_SOC_MIN, LIM_SOC_MAX, LIM_TEMP, LIM_PCS_S, LIM_BMS_CHARGE,
     LIM_BMS_DISCHARGE, LIM_BATT_V, LIM_SLEW, LIM_METER_STALE, LIM_BMS_STALE, LIM_HOLD, LIM_LEASE, LIM_FILTER, LIM_DROOP, LIM_MODE,
-    LIM_SITE_P, LIM_NOT_HELD,
-) = (1 << k for k in range(22))  # fmt: skip
+    LIM_SITE_P, LIM_NOT_HELD, LIM_OPERATOR,
+) = (1 << k for k in range(23))  # fmt: skip
 (
     ALM_METER_LOST, ALM_METER_FROZEN, ALM_PCS_LOST, ALM_PCS_FAULT, ALM_PCS_NOT_FOLLOWING, ALM_BMS_LOST, ALM_BMS_FAULT, ALM_IDENTITY,
     ALM_GRID_OUTSIDE, ALM_PCS_LOCAL, ALM_REVERSION, ALM_METER_SIGN, ALM_INTERNAL,
 ) = (1 << k for k in range(13))  # fmt: skip
 
-PCS_RUNNING, PCS_THROTTLED, PCS_FAULTED = 3, 4, 6
+LIMITS_OPERATOR = 1
+ALARMS = {name: bit for name, bit in dict(globals()).items() if name.startswith("ALM_")}
+MASKS = masks(FAULTS, ALARMS)
+TO_FAULT, TO_TRIP, PERSON = MASKS.fault, MASKS.trip, MASKS.person
+ACTS = TO_FAULT | TO_TRIP
+PCS_STARTING, PCS_RUNNING, PCS_THROTTLED, PCS_FAULTED = 2, 3, 4, 6
 BMS_CONNECTED, BMS_FAULTED = 3, 99
 HEARTBEAT_S = 3.0
 CLEAN_S = 5.0
@@ -217,7 +224,7 @@ def new_state(s: Obj) -> Obj:
         ring_s=0.0, ring_e=[0.0] * RING_LAGS, ring_load_w=0.0, ring_var=0.0, ring_cov=[0.0] * RING_LAGS, ring_calm=0, ring_hot=0,
         sign_m_w=0.0, sign_p_w=0.0, sign_last_m_w=0.0, sign_last_p_w=0.0, sign_num=0.0, sign_den=0.0, sign_tick_num=0.0,
         sign_tick_den=0.0, sign_prev_m_w=0.0, sign_prev_p_w=0.0, pcs_good_ns=0, bms_good_ns=0, bms_lim_good_ns=0, sign_n=0, sign_blocks=0,
-        mode=0, start_step=0, reset_seen=0, tripped=0, alarms=0, adopt=0, was_clean=0, stale=0, proven=0,
+        mode=0, start_step=0, reset_seen=0, tripped=0, alarms=0, adopt=0, was_clean=0, stale=0, proven=0, parked=0,
     )  # fmt: skip
     st.mode = STANDBY
     st.horizon_s = s.mean_min_s
@@ -311,6 +318,7 @@ def enter(st: Obj, i: Obj, mode: int) -> None:
     st.step_since_ns = i.t_ns
     st.clean_since_ns = 0
     st.follow_since_ns = 0
+    st.parked = 0
     if mode == STANDBY:
         st.adopt = 0
         st.hb_first_ns = 0
@@ -319,11 +327,37 @@ def enter(st: Obj, i: Obj, mode: int) -> None:
 def fault(st: Obj, i: Obj, alarm: int) -> None:
     st.alarms |= alarm
     if st.mode != FAULT:
-        if alarm & ALM_METER_SIGN:
+        if alarm & PERSON:
             st.was_clean = 0
         elif st.mode != TRIP:
             st.was_clean = int(st.mode == GRID and since_s(i, st.mode_since_ns) >= PROVED_S)
         enter(st, i, FAULT)
+
+
+def trip(st: Obj, i: Obj, alarm: int) -> None:
+    st.alarms |= alarm
+    st.was_clean = int(st.mode == GRID and since_s(i, st.mode_since_ns) >= PROVED_S)
+    st.tripped = 1
+    enter(st, i, TRIP)
+
+
+def react(st: Obj, i: Obj, w: Obj, alarm: int) -> None:
+    w.causes |= alarm
+    if alarm & TO_FAULT:
+        fault(st, i, alarm & ACTS)
+    elif alarm & TO_TRIP:
+        trip(st, i, alarm & ACTS)
+
+
+def unseen(s: Obj, st: Obj) -> int:
+    a = 0
+    if st.last_meter_t_ns == 0:
+        a |= ALM_METER_LOST
+    if st.pcs_good_ns == 0:
+        a |= ALM_PCS_LOST
+    if (s.has_bms and st.bms_good_ns == 0) or (s.has_bms_limits and st.bms_lim_good_ns == 0):
+        a |= ALM_BMS_LOST
+    return a
 
 
 def causes(i: Obj, s: Obj, st: Obj, w: Obj) -> int:
@@ -352,7 +386,7 @@ def start(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     bms_closed = not s.has_bms or (w.bms_ok and i.bms.bms_state == BMS_CONNECTED)
     beat = finite(i.pcs_life.pcs_heartbeat) and i.pcs_life.pcs_heartbeat != st.last_hb
     before = st.start_step
-    proven = w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) == 0
+    proven = w.meter_ok and w.pcs_ok and w.bms_ok and i.verified == 1 and causes(i, s, st, w) & ACTS == 0
     reverted = s.has_pcs_ctl and i.pcs_ctl.wset_ena != 1.0
     if not proven or (st.adopt and st.start_step > START_DEVICES and (not live or reverted)):
         st.start_step = START_DEVICES
@@ -401,7 +435,7 @@ def follows(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
         if st.follow_since_ns == 0:
             st.follow_since_ns = i.t_ns
         elif since_s(i, st.follow_since_ns) > s.follow_s:
-            fault(st, i, ALM_PCS_NOT_FOLLOWING)
+            react(st, i, w, ALM_PCS_NOT_FOLLOWING)
     else:
         st.follow_since_ns = 0
 
@@ -411,6 +445,8 @@ def may_reset(i: Obj, st: Obj, now: int) -> bool:
     if i.reset != st.reset_seen:
         st.reset_seen = i.reset
         return now == 0
+    if st.alarms & PERSON:
+        return False
     if now or not st.was_clean:
         st.clean_since_ns = 0
         return False
@@ -433,56 +469,68 @@ def forming(i: Obj) -> bool:
 
 def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     now = causes(i, s, st, w)
+    acts = now & ACTS
     grid_bad = st.bad_since_ns != 0 and since_s(i, st.bad_since_ns) >= s.trip_s
     w.causes = now
     if st.mode != FAULT:
         st.reset_seen = i.reset
-    if i.stop and st.mode != STOP:
+    if i.latched:
+        st.alarms |= i.latched
+        st.was_clean = 0
+        if st.mode != FAULT:
+            enter(st, i, FAULT)
+    if i.stop:
+        st.parked = 0
+    if (i.stop and st.mode != STOP) or (i.park and (st.mode == GRID or st.mode == STANDBY)):
         st.stop_since_ns = i.t_ns
         st.stop_s = clamp(div(abs_w(st.cmd_w), s.ramp_down_w_per_s), 0.1, 55.0) if st.mode == GRID else 0.0
         enter(st, i, STOP)
+        st.parked = int(not i.stop)
     if st.mode == GRID or st.mode == ISLAND:
         if st.mode == GRID:
             follows(i, s, st, w)
-        if st.mode == FAULT:
+        if st.mode != GRID and st.mode != ISLAND:
             pass
-        elif now:
-            fault(st, i, now)
+        elif acts:
+            react(st, i, w, acts)
         elif i.pcs.pcs_state != PCS_RUNNING and i.pcs.pcs_state != PCS_THROTTLED:
-            fault(st, i, ALM_PCS_FAULT)
+            react(st, i, w, ALM_PCS_FAULT)
         elif s.has_pcs_ctl and (
             i.pcs_ctl.wset_rvrt_ena != 1.0 or not abs_w(i.pcs_ctl.wset_rvrt_s - s.pcs_rvrt_s) < 1.0
             or not age_s(i, i.pcs_ctl.g) <= 2.0 * s.pcs_rvrt_s + 2.0
         ):
-            fault(st, i, ALM_REVERSION)
+            react(st, i, w, ALM_REVERSION)
         elif grid_bad and st.mode == GRID:
             if forming(i):
                 enter(st, i, ISLAND)
             else:
-                st.alarms |= ALM_GRID_OUTSIDE
-                st.was_clean = int(since_s(i, st.mode_since_ns) >= PROVED_S)
-                st.tripped = 1
-                enter(st, i, TRIP)
+                react(st, i, w, ALM_GRID_OUTSIDE)
         elif st.mode == ISLAND and not forming(i):
             enter(st, i, RESYNC)
     elif st.mode == STOP:
-        if now or grid_bad:
-            st.alarms |= now | (ALM_GRID_OUTSIDE if grid_bad else 0)
+        if st.parked and not i.park:
+            st.alarms = 0
+            enter(st, i, STANDBY)
+            return
+        if st.parked and st.start_step == START_DONE:
+            st.alarms = 0
+        if acts or grid_bad:
+            st.alarms |= acts | (ALM_GRID_OUTSIDE if grid_bad else 0)
             st.stop_s = 0.0
     elif st.mode == RESYNC:
-        if now:
-            fault(st, i, now)
+        if acts:
+            react(st, i, w, acts)
         elif st.good_since_ns and since_s(i, st.good_since_ns) >= s.enter_service_delay_s:
             enter(st, i, STANDBY)
     elif st.mode == TRIP:
-        if now:
-            fault(st, i, now)
-        elif st.good_since_ns and since_s(i, st.good_since_ns) >= s.enter_service_delay_s:
+        if acts & TO_FAULT:
+            fault(st, i, acts)
+        elif acts == 0 and st.good_since_ns and since_s(i, st.good_since_ns) >= s.enter_service_delay_s:
             st.alarms = 0
             enter(st, i, STANDBY)
     elif st.mode == FAULT:
-        st.alarms |= now
-        if may_reset(i, st, now):
+        st.alarms |= acts & ~unseen(s, st)
+        if may_reset(i, st, acts):
             st.alarms = 0
             st.rb_err_w = 0.0
             st.rb_abs_w = 0.0
@@ -607,7 +655,7 @@ def ringing(s: Obj, st: Obj, load_w: float) -> None:
             st.ring_s = 0.5 * st.ring_s if st.ring_s > s.align_full_s else 0.0
 
 
-def watch_sign(i: Obj, s: Obj, st: Obj) -> None:
+def watch_sign(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
     m, p, keep, floor = i.meter.grid_p_w, st.model_p_w + st.rb_err_w, 0.998, 0.05 * s.s_rated_va
     dm, dp = m - st.sign_prev_m_w, p - st.sign_prev_p_w
     if st.sign_n or st.sign_blocks:
@@ -634,7 +682,7 @@ def watch_sign(i: Obj, s: Obj, st: Obj) -> None:
     st.sign_den = 0.98 * st.sign_den + dp * dp
     least = smaller(st.sign_den, st.sign_tick_den)
     if least > floor * floor and st.sign_num > 0.5 * st.sign_den and st.sign_tick_num > 0.5 * st.sign_tick_den:
-        fault(st, i, ALM_METER_SIGN)
+        react(st, i, w, ALM_METER_SIGN)
 
 
 def reconstruct(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
@@ -645,7 +693,7 @@ def reconstruct(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
         load = i.meter.grid_p_w + st.model_p_w + st.rb_err_w + others
         if st.mode == GRID:
             ringing(s, st, load)
-            watch_sign(i, s, st)
+            watch_sign(i, s, st, w)
         t_f = larger(abs_w(st.align_s), st.ring_s) + float(minus(st.model_t_ns, i.meter.g.t_ns)) * 1e-9
         if t_f > s.align_full_s:
             t_f = 2.0 * t_f if t_f > 0.01 else 0.02
@@ -899,7 +947,9 @@ def gate(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float) -> None:
     o.gate = int(st.mode != STANDBY or (i.verified == 1 and ready))
     if st.mode == STOP and p == 0.0 and (i.stop >= 2 or not since_s(i, st.stop_since_ns) < st.stop_s):
         st.start_step = START_DONE
-        o.op_request = OP_STOP
+        state = i.pcs.pcs_state
+        if not st.parked or state != state or PCS_STARTING <= state <= PCS_THROTTLED:
+            o.op_request = OP_STOP
     p += 0.0
     o.p_cmd_w = p
     st.cmd_w = p
@@ -912,6 +962,8 @@ def gate(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float) -> None:
         model_push(st, minus(i.command_t_ns, -to_ns(s.pcs_dead_s)), p)
     if i.step_t_ns > lim.lease_until_ns:
         w.flags |= LIM_LEASE
+    if lim.flags & LIMITS_OPERATOR:
+        w.flags |= LIM_OPERATOR
 
 
 def step(i: Obj, lim: Obj, s: Obj, st: Obj) -> Obj:
@@ -948,7 +1000,7 @@ def step(i: Obj, lim: Obj, s: Obj, st: Obj) -> Obj:
     o.limits_active = w.flags
     o.p_min_w = -w.cha_w
     o.p_max_w = w.dis_w
-    o.alarms = st.alarms | (w.causes if st.mode == STANDBY else 0)
+    o.alarms = st.alarms | (w.causes if st.mode == STANDBY or st.mode == FAULT else w.causes & ~ACTS)
     o.mode = st.mode
     o.start_step = st.start_step
     return o

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from _core import faults
 from controller import settings
 
 ROOT = Path(__file__).parents[2]
@@ -15,6 +16,16 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 def test_settings_page_is_made_from_the_table() -> None:
     assert (ROOT / "docs" / "settings.md").read_text() == settings.markdown(), "python -m controller.settings > docs/settings.md"
+
+
+def test_faults_page_is_made_from_the_table() -> None:
+    assert (ROOT / "docs" / "faults.md").read_text() == faults.markdown(), "python -m _core.faults > docs/faults.md"
+
+
+def test_settings_that_the_table_of_faults_names_exist() -> None:
+    text = " ".join(f"{r.detected} {r.debounce} {r.recovery}" for r in faults.FAULTS)
+    named = set(re.findall(r"\b((?:control|grid|pcs|battery|site)\.\w+)", text))
+    assert len(named) >= 8 and named <= set(settings.SETTINGS), named - set(settings.SETTINGS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

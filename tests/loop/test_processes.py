@@ -132,6 +132,41 @@ def test_a_control_killed_while_it_follows_takes_over_what_the_battery_carries(h
     hall.cabinet.set(load__extra_w=0.0)
 
 
+def test_a_fault_that_waits_for_a_person_still_waits_after_control_was_killed(hall: Hall) -> None:
+    live = hall.live
+    t_ns, head = kill_control(live)
+    grid_again(live, t_ns, head)
+    hall.cabinet.set(pcs__fault=1)  # within 10 s of GRID: no automatic reset
+    until(lambda: live.out["mode"] == core.MODE_FAULT, 5, live.text())
+    hall.cabinet.set(pcs__fault=0)
+    until(lambda: live.image.latest()["inp"]["pcs"]["pcs_state"] != 6, 5)
+    _, head = kill_control(live)
+    until(lambda: live.image.engine_stats()["ticks"] and int(live.image.head) > head + 200, 20, live.text())
+    rows = np.frombuffer(live.image.drain(head)[0], core.record_dtype())
+    began = int(np.flatnonzero(np.diff(rows["tick"], prepend=1 << 40) < 0)[-1])
+    assert rows["inp"]["latched"][began] == core.ALM_PCS_FAULT and not rows["inp"]["latched"][began + 1 :].any()
+    time.sleep(7)
+    assert live.out["mode"] == core.MODE_FAULT and live.out["alarms"] == core.ALM_PCS_FAULT, "good for longer than an automatic reset takes"
+    assert live.ballast("reset").returncode == 0
+    until(lambda: live.out["mode"] == core.MODE_GRID, 20, live.text())
+
+
+def test_a_parked_site_stays_parked_whatever_dies(hall: Hall) -> None:
+    live, here = hall.live, hall.live.here
+    hall.hold()
+    live.image.request_park(True)
+    until(lambda: live.out["mode"] == core.MODE_STOP and live.image.latest()["inp"]["pcs"]["pcs_state"] == 7, 20, live.text())
+    os.kill(here.supervisor_pid, signal.SIGKILL)
+    t_ns, head = kill_control(live)
+    until(lambda: int(live.image.head) > head + 300, 20, live.text())
+    assert modes(live, head) == {core.MODE_STOP}
+    _, batt = hall.cabinet.power(t_ns)
+    assert np.abs(batt).max() < 100.0
+    live.image.request_park(False)
+    until(lambda: live.out["mode"] == core.MODE_GRID, 20, live.text())
+    hall.release()
+
+
 def test_a_control_stopped_for_a_moment_goes_on_as_if_nothing_had_been(hall: Hall) -> None:
     hall.hold()
     pid, head, t_ns = hall.live.here.control_pid, int(hall.live.image.head), core.monotonic_ns()

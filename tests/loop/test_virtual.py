@@ -222,3 +222,28 @@ def test_sim_says_what_is_wrong_in_a_line_and_ends_with_2(args: list[str], words
     assert main([*args, "--for", "1"]) == 2
     err = capsys.readouterr().err
     assert all(w in err for w in words) and "Problem(" not in err and "Traceback" not in err
+
+
+def test_parked_stays_at_zero_in_standby_and_comes_back_when_released_without_a_supervisor() -> None:
+    s = sim(trace=300e3)
+    s.to_grid()
+    s.image.write_setpoint(im.SLOT_OPERATOR, im.SP_HOLD, 20e3, 1 << 62, 1)
+    s.run_s(15)
+    assert s.out["p_cmd_w"] == pytest.approx(20e3)
+    run = s.cosim.run_until  # nobody but control from here on
+    s.image.request_park(True)
+    assert run(s.cosim.now_ns + 25 * 10**9), "the loop does not leave"
+    grid = np.asarray(s.truth()["grid_w"])
+    assert np.abs(np.diff(grid[-2500:].reshape(-1, 100).mean(1))).max() <= 2100.0
+    before = s.image.bus_stats(1)["transactions"]
+    assert run(s.cosim.now_ns + 60 * 10**9)
+    r = s.image.latest()
+    assert (r["out"]["mode"], r["out"]["p_cmd_w"], r["out"]["op_request"], r["inp"]["pcs"]["pcs_state"]) == (im.MODE_STOP, 0.0, 0, 7.0)
+    assert s.image.bus_stats(1)["transactions"] > before + 6000, "0 W is still said a hundred times a second"
+    s.image.request_park(False)
+    assert run(s.cosim.now_ns + 10 * 10**9)
+    assert s.out["mode"] == im.MODE_GRID
+    s.image.request_park(True)
+    assert run(s.cosim.now_ns + 20 * 10**9)
+    s.image.request_stop(1)
+    assert not run(s.cosim.now_ns + 10**9), "parked already: it leaves at once"

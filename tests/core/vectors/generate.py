@@ -58,6 +58,12 @@ def trip(r: Rig) -> Iterator[Row]:
         yield {"load_w": 410e3, "meter.v2_v": 230.0 if k < 10 else 150.0 if k < 13 else 230.0 if k < 20 else 150.0 if k < 50 else 230.0}
 
 
+def park(r: Rig) -> Iterator[Row]:
+    for k in range(130):
+        row: Row = {"slot.0.value_w": 400.0, "slot.0.lease_until_ns": 1 << 53, "slot.0.kind": 1}
+        yield row | {"park": 1 if 40 <= k < 100 else 0, "limits.flags": 1 if 10 <= k < 20 else 0}
+
+
 SCENARIOS: dict[str, Scenario] = {
     "load_step": ("The load rises by 30 kW and falls by 50 kW: the next command answers in full, the reference moves at the ramp.", {}, {},
                   load_step),
@@ -67,6 +73,8 @@ SCENARIOS: dict[str, Scenario] = {
     "meter_loss": ("The meter misses 3 answers (held), 20 (toward 0, and back in from there), then all (FAULT after 0.5 s here).",
                    {"meter_lost_s": 0.5}, {}, meter_loss),
     "droop": ("49.9 Hz is inside the deadband; 49.5 Hz asks for 30 kW, 90 % of it within 0.5 s; the ramp does not apply.", {}, {}, droop),
+    "park": ("Parked at 400 W: down at the ramp, standby is asked while the converter runs; released, it starts as ever. Before that an "
+             "operator's limit binds for ten ticks.", {"has_pcs_life": 0}, {}, park),
     "trip": ("Undervoltage of one phase: 30 ms are ridden through, 100 ms trip; back through the start after 0.3 s of good grid.",
              {"enter_service_delay_s": 0.3, "has_pcs_life": 0}, {}, trip),
 }  # fmt: skip
@@ -95,8 +103,8 @@ def record(scenario: Scenario) -> Vector:
         r.stale = set(str(row.get("stale", "")).split("+")) - {""}
         for path, x in row.items():
             if path != "stale":
-                where = r.inp
-                *way, last = path.split(".")
+                where = r.lim if path.startswith("limits.") else r.inp
+                *way, last = path.removeprefix("limits.").split(".")
                 for step in way:
                     where = where[int(step)] if isinstance(where, list) else where[step]
                 where[last] = type(where[last])(x)
