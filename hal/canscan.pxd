@@ -94,6 +94,8 @@ ctypedef struct TxRow:
 ctypedef struct DevRow:
     int32_t index               # in Image.device
     int32_t operate             # what it is told: 1, 0; -1: as it says itself
+    int32_t proven              # it has been verified since the port was opened, and nothing has spoken against it
+    int32_t pad
 
 ctypedef struct CanCtx:
     RxRow* rx

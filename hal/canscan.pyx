@@ -5,7 +5,7 @@ Rules that keep the image honest:
 - a group is as old as the oldest frame it needs, and bad as soon as one of them is older than the profile allows (`lost_ms`): for a battery
   that is the end of charging and discharging in the same tick, and a FAULT after control.bms_lost_s;
 - a current limit is 0 while one of its permits is withheld or has not been heard of lately, whatever the limit says;
-- a device that fails its identity is not read and not commanded; a sign of life of constant bytes is sent to everybody.
+- a device that fails its identity is not read and not commanded; a converter that is not heard any more is told 0 W and nothing else; a sign of life of constant bytes is sent to everybody.
 
 Frames are stamped with the engine's clock when they are read, less their time on the wire: the engine reads with read(2), which brings no
 kernel timestamp, and wakes within some 0.1 ms of a frame.
@@ -162,9 +162,12 @@ cdef void _judge(Bus* b, CanCtx* c, int dev, int64_t now) noexcept nogil:
     if s.alive and not alive:
         s.lost_count += 1
         b.stats.timeouts += 1
-        c.dev[dev].operate = -1
+    if alive and not s.alive:
+        c.dev[dev].operate = -1             # it may have started anew
     s.alive = alive
     s.verified = verified if alive or verified < 0 else 0
+    if s.verified != 0:
+        c.dev[dev].proven = s.verified == 1
 
 
 cdef bint _identical(CanCtx* c, RxRow* f, const CanFrame* frame) noexcept nogil:
@@ -286,8 +289,11 @@ cdef void _operate(Bus* b, CanCtx* c, int dev) noexcept nogil:
 
 
 cdef bint _commandable(Bus* b, CanCtx* c, int dev) noexcept nogil:
+    """A device that is proven and heard. One that is no longer heard may still hear: it is told 0 W, and nothing else."""
     cdef DeviceStats* s = _stats(b, c, dev)
-    return s.alive and s.verified == 1 and b.outputs.gate == 1
+    if b.outputs.gate != 1 or s.verified < 0:
+        return False
+    return (s.alive and s.verified == 1) or (c.dev[dev].proven and b.outputs.p_cmd_w == 0.0)
 
 
 cdef void _poll(Bus* b, CanCtx* c, int64_t now) noexcept nogil:
@@ -383,6 +389,7 @@ cdef void _on_open(Bus* b, int64_t now) noexcept nogil:
         if c.part[i].fresh:
             _lose_part(b, c, i)
     for i in range(c.n_dev):
+        c.dev[i].proven = 0
         _judge(b, c, i, now)
     b.fast_pending = 0
     b.deadline_ns = INT64_MAX

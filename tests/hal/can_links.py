@@ -126,15 +126,20 @@ class Descriptor(Link):
         return True
 
     def pump(self, at_least: int = 1) -> None:
-        """Bytes of our descriptor into CanScan, until that many reads have brought some and nothing more is there."""
-        end, reads = time.monotonic() + PATIENCE_S, 0
+        """Bytes of our descriptor into CanScan, until that many frames have come and nothing more is there."""
+        end, frames = time.monotonic() + PATIENCE_S, 0
         while time.monotonic() < end:
-            if not select.select([self.fd], [], [], 0.0 if reads >= at_least else 0.2)[0]:
-                if reads >= at_least:
+            if not select.select([self.fd], [], [], 0.0 if frames >= at_least else 0.2)[0]:
+                if frames >= at_least:
                     return
                 continue
-            self.bench.bytes(0, os.read(self.fd, 1024), self.now)
-            reads += 1
+            data = os.read(self.fd, 1024)
+            self.bench.bytes(0, data, self.now)
+            frames += self.count(data)
+
+    def count(self, data: bytes) -> int:
+        """Frames in what one read gave."""
+        return 1
 
     def _sent(self, bus: int, data: bytes, now: int) -> int:
         return os.write(self.fd, data)
@@ -210,13 +215,16 @@ class SlcanPty(Descriptor):
     def __init__(self, *devices: Any) -> None:
         import can
 
-        self.wire = TwoAdapters()
+        self.wire, self.ours = TwoAdapters(), SlcanReader()
         self.fd = open_can("slcan:" + self.wire.paths[0], 500_000)
         self.peer = can.Bus(interface="slcan", channel=self.wire.paths[1], bitrate=500_000, sleep_after_open=0.0)
         end = time.monotonic() + PATIENCE_S
         while not all(self.wire.open) and time.monotonic() < end:  # python-can does not wait for its adapter's answer
             time.sleep(0.001)
         super().__init__(*devices)
+
+    def count(self, data: bytes) -> int:
+        return sum(what == "frame" for what, _ in self.ours.feed(data))  # not the adapter's own answers
 
     def close(self) -> None:
         super().close()

@@ -172,6 +172,24 @@ class CanSuite:
         pcs.step(20)
         assert pcs.bench.bus(0)["transactions"] == count
 
+    def test_a_converter_that_is_not_heard_any_more_is_told_zero_and_nothing_else(self, pcs: Link) -> None:
+        pcs.bench.put("p_cmd_w", 0.0)
+        pcs.step(5)  # never heard: nothing at all, though the command is 0
+        self._running(pcs)
+        pcs.bench.put("p_cmd_w", 1.0)
+        pcs.step(20)  # lost after ten
+        pcs.bench.put("p_cmd_w", 0.0)
+        pcs.step(3)
+        got = [PCS.decode_message("PcsCommand", f.data) for f in pcs.heard(13)[-4:]]
+        assert [g["ActivePower"] for g in got] == [-1, 0, 0, 0] and {g["Operate"] for g in got} == {1}
+        pcs.bench.ask(gate=0)
+        pcs.step(3)
+        pcs.bench.open(0, pcs.now)  # another port, perhaps another device: it is not told anything
+        pcs.bench.ask(gate=1)
+        count = pcs.bench.bus(0)["transactions"]
+        pcs.step(3)
+        assert pcs.bench.bus(0)["transactions"] == count
+
     def test_operate_is_what_was_asked_last(self, pcs: Link) -> None:
         pcs.hear(status(1), feedback(0, state=1))
         said: list[Any] = []
