@@ -58,6 +58,9 @@ class Simulation:
         self.load_s = float(self.plant.config.load.duration_s)
         self.cosim = Cosim(self.plant, T0_NS)
         self.numbers = {bus.name: self.plant.ports[name] for bus, name in zip(site.buses, PLANT_PORTS, strict=False)}
+        for bus in site.buses:
+            if bus.can:  # what opening the port does in real time
+                self.plant.rx(self.numbers[bus.name], b"O\r", T0_NS)
         self._control(writer)
 
     def _control(self, writer: Callable[[], RecordWriter] | None) -> None:
@@ -86,14 +89,14 @@ class Simulation:
 
     def _asker(self, bus: Bus) -> Callable[[int, int, int, int], list[int]]:
         """Blocking reads over the virtual wire, for the SunSpec scan before the engine starts."""
-        bits = 9 + (bus.parity != "N") + bus.stop_bits
-        master = PyRtuMaster(bus.baud, bits)
+        master = PyRtuMaster(bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, tcp=bus.tcp)
+        timeout_ns = max(100_000_000, int(3e6 * bus.latency_ms))
 
         def transact(unit: int, fc: int, addr: int, count: int) -> list[int]:
             frame = master.request(unit, fc, addr, count)
-            master.sent(self.cosim.now_ns, 100_000_000)
+            master.sent(self.cosim.now_ns, timeout_ns)
             answer: list[int] = []
-            for t_ns, data in self.cosim.exchange(self.numbers[bus.name], frame):
+            for t_ns, data in self.cosim.exchange(self.numbers[bus.name], frame, timeout_ns):
                 if master.feed(data, t_ns) == "ok":
                     answer = list(master.words)
             if master.waiting:

@@ -1,4 +1,4 @@
-"""From a site to what hal and the kernel run: the one place in controller/ that calls hal.
+"""From a site to what hal and the kernel run: the one place in controller/ that calls hal (but for the names of ports, hal.tcp).
 
     site file -> Site -> specs (+ device maps) -> Plan -> BusScans;     Site -> struct Site of the kernel, Limits
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from controller import site as sites
 from controller.problems import Problem, SiteError
 from controller.settings import ROLES, Value
 from controller.site import Bus, Device, Site
+from hal.canplan import BITRATES, CanSpec
+from hal.canrows import CanMap
 from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
 from hal.profile import ProfileError, load_profile
 from hal.rows import DeviceMap
@@ -53,10 +56,34 @@ def _profile_problems(site: Site) -> list[Problem]:
     for device in site.devices:
         try:
             if device.role in ROLES:
-                _offline_map(site, device)
+                problems += _transport_problems(site, device, _offline_map(site, device))
         except SiteError as e:
             problems += e.problems
     return problems
+
+
+def _transport_problems(site: Site, device: Device, found: DeviceMap) -> list[Problem]:
+    """A device's map against its bus: both CAN or neither, and frames that come often enough for the times of the site."""
+    bus = next((b for b in site.buses if b.name == device.bus), None)
+    key = f"device.{device.name}.profile"
+    if bus is None:
+        return []
+    if bus.can != isinstance(found, CanMap):
+        why = f"speaks {'CAN' if isinstance(found, CanMap) else 'Modbus'}, bus {bus.name} ({bus.port}) does not"
+        remedy = 'a profile with transport = "can"' if bus.can else 'port = "can:IFACE" or "slcan:TTY" for its bus'
+        return [Problem(site.file, key, device.profile, why, remedy)]
+    if not isinstance(found, CanMap):
+        return []
+    out = []
+    if bus.bitrate not in BITRATES and not bus.port.startswith("can:"):
+        rates = ", ".join(map(str, BITRATES))
+        out.append(Problem(site.file, f"bus.{bus.name}.bitrate", bus.bitrate, "is no rate of slcan", f"one of {rates}"))
+    slowest_s = 1e-3 * max((f.period_ms for f in found.frames if any(s.needed for s in f.signals)), default=0.0)
+    lost = f"control.{device.role}_lost_s"
+    if float(site.values.get(lost, math.inf)) < 1.5 * slowest_s:
+        why = f"is under one and a half periods of {device.profile}'s frames ({slowest_s:g} s): the device would always be lost"
+        out.append(Problem(site.file, lost, site.values[lost], why, f"write {2 * slowest_s:g} or more"))
+    return out
 
 
 def site_from(path: Path) -> Site:
@@ -97,6 +124,10 @@ def _offline_map(site: Site, device: Device) -> DeviceMap:
     """A device's map without asking it. Raises SiteError."""
     key = f"device.{device.name}.profile"
     if device.profile == SUNSPEC:
+        bus = next((b for b in site.buses if b.name == device.bus), None)
+        if bus is not None and bus.can:
+            why = f"SunSpec is Modbus, bus {bus.name} ({bus.port}) is CAN"
+            raise SiteError([Problem(site.file, key, device.profile, why, "write the name of a CAN profile, such as pylontech_lv")])
         from hal.sunspec import assumed  # reads model files: never in control
 
         if device.role not in SUNSPEC_ROLES:
@@ -139,11 +170,16 @@ def device_maps(site: Site, transact_factory: Callable[[Bus], Transact]) -> list
     return maps
 
 
-def specs(site: Site, maps: Sequence[DeviceMap] | None = None) -> tuple[list[BusSpec], list[DeviceSpec], SiteTiming]:
+def specs(site: Site, maps: Sequence[DeviceMap] | None = None) -> tuple[list[BusSpec | CanSpec], list[DeviceSpec], SiteTiming]:
     """What hal plans with; `maps` None: offline."""
     if maps is None:
         maps = [_offline_map(site, device) for device in site.devices]
-    buses = [BusSpec(b.name, b.port, b.baud, b.parity, b.stop_bits) for b in site.buses]
+    buses: list[BusSpec | CanSpec] = [
+        CanSpec(b.name, b.port, b.bitrate)
+        if b.can
+        else BusSpec(b.name, b.port, b.baud, b.parity, b.stop_bits, latency_ms=b.latency_ms)
+        for b in site.buses
+    ]
     devices = [DeviceSpec(d.name, d.role, d.bus, d.unit, m) for d, m in zip(site.devices, maps, strict=True)]
     timing = SiteTiming(
         dead_ms=1e3 * site.num("pcs.dead_time_s"),
@@ -191,10 +227,25 @@ def engine_timing(made: Plan) -> dict[str, int]:
 
 
 def open_port(bus: Bus, path: str) -> int:
-    """A ready descriptor: raw, non-blocking, exclusive, locked. Raises hal.wire.PortError."""
-    from hal import wire  # only where there are ports: a simulation has none
+    """A ready descriptor, of a tty (raw, exclusive, locked), a TCP connection or a CAN port; non-blocking. May take a second. Raises
+    hal.wire.PortError."""
+    from hal import canport, dial, wire  # only where there are ports: a simulation has none
 
+    if bus.tcp:
+        return dial.open_tcp(path)
+    if bus.can:
+        return canport.open_can(path, bus.bitrate, bus.baud)
     return int(wire.open_port(path, bus.baud, bus.parity, bus.stop_bits))
+
+
+def listen_for(port: Any, fd: int) -> int:
+    """The descriptor, told to let through only the frames that `port` (hal.canscan.CanScan) listens to, where it is a CAN socket's."""
+    filters = getattr(port, "filters", None)
+    if filters is not None and stat.S_ISSOCK(os.fstat(fd).st_mode):
+        from hal.canport import set_filters
+
+        set_filters(fd, filters)
+    return fd
 
 
 def close_port(fd: int) -> None:
@@ -205,17 +256,24 @@ def close_port(fd: int) -> None:
 
 
 def port_problems(site: Site, buses: Sequence[Bus] | None = None) -> list[Problem]:
-    """Every port that cannot be used now: missing, no tty, in use, forbidden. Each is opened and given back. `buses` None:
-    all.
+    """Every serial or CAN port that cannot be used now: missing, no tty, in use, forbidden. Each is opened and given back.
+    `buses` None: all.
+
+    A TCP server that is not there yet is no mistake of the site file: control waits for it.
     """
     from hal.wire import PortError
 
     problems: list[Problem] = []
     if site.virtual:
         return problems
-    for bus in site.buses if buses is None else buses:
+    for bus in (b for b in (site.buses if buses is None else buses) if not b.tcp):
         try:
-            close_port(open_port(bus, bus.port))
+            fd = open_port(bus, bus.port)
+            if bus.can:
+                from hal.canport import close_can
+
+                close_can(fd)
+            close_port(fd)
         except PortError as e:
             problems.append(Problem(site.file, f"bus.{bus.name}.port", bus.port, e.why, e.remedy))
     return problems
@@ -225,6 +283,8 @@ def blocking_line(bus: Bus, fd: int) -> Transact:
     """Blocking reads over an open port: for scanning before the engine starts, never beside it."""
     from hal.wire import BlockingLine
 
+    if bus.tcp:
+        return BlockingLine(fd, tcp=True, timeout_s=max(0.25, 3e-3 * bus.latency_ms))
     return BlockingLine(fd, bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, timeout_s=0.25)
 
 
@@ -234,7 +294,12 @@ def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
         return []
     from hal import wire
 
-    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in zip(site.buses, fds, strict=True) if fd >= 0]
+    ttys = [
+        (bus, fd)
+        for bus, fd in zip(site.buses, fds, strict=True)
+        if fd >= 0 and not bus.tcp and not bus.port.startswith("can:")
+    ]
+    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in ttys]
     return [f"bus {name}: {why}" for name, why in granted if why]
 
 
@@ -317,9 +382,11 @@ def _groups(maps: Sequence[DeviceMap]) -> dict[str, int]:
 
 def detection_s(site: Site) -> float:
     """How long after the command's last bit the converter knows that the frame is over: 3.5 characters of silence
-    (Modbus over serial line V1.02, 2.5.1.1: 1.75 ms above 19200 baud)."""
+    (Modbus over serial line V1.02, 2.5.1.1: 1.75 ms above 19200 baud). Over TCP the frame says where it ends."""
     pcs = next(d for d in site.devices if d.role == "pcs")
     bus = next(b for b in site.buses if b.name == pcs.bus)
+    if bus.tcp or bus.can:
+        return 0.0  # a frame is known to be whole with its last bit
     char_s = (9 + (bus.parity != "N") + bus.stop_bits) / bus.baud
     return 1.75e-3 if bus.baud > 19200 else 3.5 * char_s
 

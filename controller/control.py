@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def open_ports(site: Site, ports: dict[str, str]) -> tuple[list[int], list[str]]:
-    """Descriptors of all buses in order (-1: none), and every problem: missing, no tty, in use, forbidden."""
+    """Descriptors of all buses in order (-1: none), and every problem of a line: missing, no tty, in use, forbidden.
+
+    A TCP server that is not there is no problem yet: `dial` waits for it.
+    """
     fds, problems = [], []
     for bus in site.buses:
+        if bus.tcp:
+            fds.append(-1)
+            continue
         path = ports.get(bus.name, bus.port)
         for attempt in range(OPEN_TRIES):
             try:
@@ -58,6 +65,22 @@ def open_ports(site: Site, ports: dict[str, str]) -> tuple[list[int], list[str]]
                 problems.append(f"{site.file}: bus.{bus.name}.port = {path}: {getattr(e, 'why', e)}; {getattr(e, 'remedy', '')}")
                 break
     return fds, problems
+
+
+def dial(site: Site, ports: dict[str, str], fds: list[int], again: bool = False) -> list[str]:
+    """Connects the TCP buses that have no descriptor yet (again: all of them anew), into fds; what is in the way of each that stays -1."""
+    away = []
+    for i, bus in enumerate(site.buses):
+        if not bus.tcp or (fds[i] >= 0 and not again):
+            continue
+        if fds[i] >= 0:
+            build.close_port(fds[i])
+            fds[i] = -1
+        try:
+            fds[i] = build.open_port(bus, ports.get(bus.name, bus.port))
+        except OSError as e:
+            away.append(f"bus {bus.name}: {e}")
+    return away
 
 
 def remembered(directory: Path, site: Site) -> list[Any] | None:
@@ -80,14 +103,20 @@ def remember(directory: Path, site: Site, maps: list[Any]) -> None:
         path.with_suffix(".new").replace(path)
 
 
-def scan_devices(directory: Path, fds: list[int], stop: StopRequest) -> list[Any] | None:
+def scan_devices(directory: Path, site: Site, ports: dict[str, str], fds: list[int], stop: StopRequest) -> list[Any] | None:
     """Device maps from a short-lived child, which alone loads pysunspec2; None when asked to stop meanwhile.
 
     The child inherits the open, locked ports. A device that does not answer is waited for, with growing waits and one
-    line.
+    line; a connection on which it failed is of no more use (fds then holds another).
     """
     said = ""
     for attempt in range(1_000_000):
+        text = "\n".join(dial(site, ports, fds, again=attempt > 0))
+        if text:
+            said = _say_once(text, said)
+            if stop.wait(SCAN_WAIT_S[min(attempt, len(SCAN_WAIT_S) - 1)]):
+                return None
+            continue
         argv = [
             sys.executable,
             "-m",
@@ -109,12 +138,17 @@ def scan_devices(directory: Path, fds: list[int], stop: StopRequest) -> list[Any
         if done.returncode == EXIT_INPUT:
             say("control", text)
             raise SystemExit(EXIT_INPUT)
-        if text != said:
-            say("control", f"{text}; trying again")
-            said = text
+        said = _say_once(text, said)
         if stop.wait(SCAN_WAIT_S[min(attempt, len(SCAN_WAIT_S) - 1)]):
             return None
     return None
+
+
+def _say_once(text: str, said: str) -> str:
+    """Says why it goes on trying, unless that was the last thing said."""
+    if text != said:
+        say("control", f"{text}; trying again")
+    return text
 
 
 class StopRequest:
@@ -149,19 +183,23 @@ class Away:
 
 @dataclass
 class Helper:
-    """Brings lost ports back by their name: growing waits, one line on loss and one once it has stayed."""
+    """Brings lost ports back by their name: growing waits, one line on loss and one once it has stayed.
+
+    buses: indices of those it looks after. Each TCP bus has a helper of its own: a host that does not answer delays nobody else.
+    """
 
     site: Site
     engine: Any
     ports: dict[str, str]
     clock: Clock
+    buses: Sequence[int] = ()  # empty: all
     stop: threading.Event = field(default_factory=threading.Event)
     away: dict[int, Away] = field(default_factory=dict)
 
     def run(self) -> None:
         """The thread's work, until `stop`."""
         while not self.stop.wait(HELPER_PERIOD_S):
-            for i in range(len(self.site.buses)):
+            for i in self.buses or range(len(self.site.buses)):
                 self.look(i)
 
     def look(self, i: int) -> None:
@@ -187,7 +225,7 @@ class Helper:
         if now_ns < away.next_ns:
             return
         try:
-            self.engine.set_fd(i, build.open_port(bus, path))
+            self.engine.set_fd(i, build.listen_for(self.engine.ports[i], build.open_port(bus, path)))
             away.back_ns = now_ns
         except OSError as e:
             if e.errno not in (away.why, errno.ENOENT):
@@ -202,6 +240,12 @@ class Helper:
             gone_s = (away.back_ns - away.since_ns) / 1e9
             say("control", f"bus {self.site.buses[i].name}: port is back after {gone_s:.1f} s")
             del self.away[i]
+
+
+def helped(site: Site) -> list[list[int]]:
+    """Which buses share a helper: all lines one, each TCP bus its own."""
+    lines = [i for i, bus in enumerate(site.buses) if not bus.tcp]
+    return [buses for buses in (lines, *([i] for i, bus in enumerate(site.buses) if bus.tcp)) if buses]
 
 
 @dataclass
@@ -227,9 +271,11 @@ def prepare(site: Site, image: Any, directory: Path, ports: dict[str, str], stop
     if problems and known is None:
         say("control", "\n".join(problems))
         return EXIT_INPUT
+    if known is not None:
+        dial(site, ports, fds)  # what is away now, the helper brings later
     for note in build.tune_ports(site, fds) if known is None else []:
         say("control", note)
-    maps = known if known is not None else scan_devices(directory, fds, stop)
+    maps = known if known is not None else scan_devices(directory, site, ports, fds, stop)
     if maps is None:
         return EXIT_OK
     plan, scans = build.compile_maps(site, maps)
@@ -241,7 +287,7 @@ def prepare(site: Site, image: Any, directory: Path, ports: dict[str, str], stop
     engine.prepare()
     for i, fd in enumerate(fds):
         if fd >= 0:  # a restarted control begins with the ports that are there; the helper brings the others
-            engine.set_fd(i, fd)
+            engine.set_fd(i, build.listen_for(scans[i], fd))
     image.set_control_pid(os.getpid())
     if known is None:
         remember(directory, site, maps)
@@ -280,12 +326,14 @@ def serve(site: Site, image: Any, directory: Path, ports: dict[str, str], clock:
         return got
     engine, known = got
     threading.stack_size(STACK_BYTES)
-    loop, helper = Loop(engine), Helper(site, engine, ports, clock)
+    loop, done = Loop(engine), threading.Event()
     thread = threading.Thread(target=loop.run, name="control", daemon=True)
     thread.start()
-    threading.Thread(target=helper.run, name="ports", daemon=True).start()
+    for buses in helped(site):
+        helper = Helper(site, engine, ports, clock, buses, done)
+        threading.Thread(target=helper.run, name="ports", daemon=True).start()
     code = watch(site, image, directory, engine, thread, stop, known)
-    helper.stop.set()
+    done.set()
     if code is not None:
         sys.stderr.flush()
         os._exit(code)  # the engine's thread ends with the process

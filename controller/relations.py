@@ -12,17 +12,19 @@ from typing import Any
 
 from controller.problems import Problem
 from controller.settings import MODEL_QUEUE_TICKS, RENEW_S, ROLES, TICK_S
-from controller.site import VIRTUAL, Site, valid_name
+from controller.site import Bus, Site, valid_name
 from controller.walk import near
+from hal import tcp
 
 _SHEDS = ("none", "hardwired", "cluster_cap")
 _PARITIES = ("E", "O", "N")
+_LINE_UNITS = range(1, 248)  # Modbus over serial line V1.02, 2.2: 0 is a broadcast, 248 to 255 are reserved
 
 
 def check(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
     """Adds every broken relation between the settings that are right in themselves."""
     _names(site, problems)
-    _buses(site, problems)
+    _buses(site, raw, problems)
     _devices(site, raw, problems)
     if not valid_name(str(site.values.get("site.name", "x"))):
         problems.append(_at(site, "site.name", "has other characters than letters, digits, - and _", 'write name = "hall-3"'))
@@ -110,31 +112,57 @@ def _names(site: Site, problems: list[Problem]) -> None:
                 problems.append(Problem(site.file, f"{array}.name", name, "has characters that a name cannot have", remedy))
 
 
-def _buses(site: Site, problems: list[Problem]) -> None:
+def _buses(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
     ports: dict[str, str] = {}
     for bus in site.buses:
         key = f"bus.{bus.name}"
         if bus.parity not in _PARITIES:
             problems.append(Problem(site.file, f"{key}.parity", bus.parity, "is unknown", 'write "E", "O" or "N"'))
-        if bus.port == VIRTUAL:
+        _foreign_keys(site, bus, raw, problems)
+        if bus.virtual:
             continue
-        real = str(Path(bus.port).resolve())  # two links to one adapter are one port
+        real = _real_port(site, bus, problems)
         if real in ports:
-            remedy = "each bus has its own adapter"
+            remedy = "put its devices on that bus" if bus.tcp else "each bus has its own adapter"
             problems.append(Problem(site.file, f"{key}.port", bus.port, f"is the port of bus {ports[real]} too", remedy))
         ports.setdefault(real, bus.name)
-    kinds = {bus.port == VIRTUAL for bus in site.buses}
+    kinds = {bus.virtual for bus in site.buses}
     if len(kinds) == 2:
-        first = next(bus for bus in site.buses if bus.port == VIRTUAL)
+        first = next(bus for bus in site.buses if bus.virtual)
         why = "is virtual while other buses are real: the virtual cabinet is all or nothing"
-        problems.append(Problem(site.file, f"bus.{first.name}.port", VIRTUAL, why, 'write a port, or "virtual" for all'))
+        remedy = 'write a port, or "virtual", "virtual-tcp", "virtual-can" for all'
+        problems.append(Problem(site.file, f"bus.{first.name}.port", first.port, why, remedy))
+
+
+def _foreign_keys(site: Site, bus: Bus, raw: Mapping[str, Any], problems: list[Problem]) -> None:
+    """What only the other kind of bus has."""
+    kind = "CAN" if bus.can else "a TCP connection" if bus.tcp else "a serial line"
+    given: dict[str, Any] = next((row for row in raw.get("bus", []) if isinstance(row, dict) and row.get("name") == bus.name), {})
+    for name in bus.foreign:
+        if name in given:
+            problems.append(Problem(site.file, f"bus.{bus.name}.{name}", given[name], f"means nothing on {kind}", "leave it out"))
+
+
+def _real_port(site: Site, bus: Bus, problems: list[Problem]) -> str:
+    """A name by which two ways of writing one port are the same."""
+    if bus.port.startswith("can:"):
+        return bus.port
+    if not bus.tcp:
+        return str(Path(bus.port.removeprefix("slcan:")).resolve())  # two links to one adapter are one port
+    try:
+        return "tcp://{}:{}".format(*tcp.parse(bus.port))
+    except ValueError as e:
+        why, _, remedy = str(e).partition("; ")
+        problems.append(Problem(site.file, f"bus.{bus.name}.port", bus.port, why, remedy))
+        return bus.port
 
 
 def _devices(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
     # Names from the file as it stands: a bus with an error of its own is still no unknown bus.
     rows = raw.get("bus", [])
     names = [str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row] if isinstance(rows, list) else []
-    at: dict[tuple[str, int], str] = {}
+    at: dict[tuple[str, int, str], str] = {}
+    can = {b.name for b in site.buses if b.can}  # there the identifiers tell devices apart, and each profile counts its own units
     for device in site.devices:
         key = f"device.{device.name}"
         if device.role not in ROLES:
@@ -143,10 +171,14 @@ def _devices(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> Non
         if device.bus not in names:
             remedy = near(device.bus, names) or f"buses here: {', '.join(names) or 'none'}"
             problems.append(Problem(site.file, f"{key}.bus", device.bus, "is no bus of this file", remedy))
-        place = (device.bus, device.unit)
+        if device.unit not in _LINE_UNITS and not any(b.name == device.bus and b.tcp for b in site.buses):
+            why = f"is outside 1 to 247: bus {device.bus} is a serial line"
+            problems.append(Problem(site.file, f"{key}.unit", device.unit, why, "only a TCP bus has units 0 and 248 to 255"))
+        kind = device.profile if device.bus in can else ""
+        place = (device.bus, device.unit, kind)
         if place in at:
             why = f"is the address of device {at[place]} on bus {device.bus} too"
-            free = next(unit for unit in range(1, 248) if (device.bus, unit) not in at)
+            free = next(unit for unit in _LINE_UNITS if (device.bus, unit, kind) not in at)
             problems.append(Problem(site.file, f"{key}.unit", device.unit, why, f"give one another address, {free} is free"))
         at.setdefault(place, device.name)
     _roles(site, raw, problems)

@@ -114,23 +114,30 @@ SETTINGS: dict[str, Setting] = {row.key: row for row in _ROWS}
 SECTIONS = tuple(dict.fromkeys(row.section for row in SETTINGS.values()))
 
 # Rows of the arrays of tables: [[bus]], [[device]], [[schedule]].
+_PORT_TEXT = 'serial port, "tcp://host:502", "can:IFACE", "slcan:TTY"; the virtual cabinet: "virtual", "virtual-tcp", "virtual-can"'
+_LATENCY_TEXT = "TCP only: a request's way there and its answer's way back, without turnaround"
+_BITRATE_TEXT = "CAN: rate of the bus; SocketCAN has it from `ip link`"
+_UNIT_TEXT = "Modbus address: 1 to 247 on a serial line, 0 to 255 over TCP; CAN: 1 up"
 BUS = {
     row.key: row
     for row in (
         Setting("name", None, 1, 20, "", "short name, used by devices and records", "str", needed=True, how=START),
-        Setting("port", "virtual", 1, 200, "", 'serial port, or "virtual": the virtual cabinet behind a PTY', "str", how=RESTART),
-        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed", "int", how=RESTART),
-        Setting("parity", "E", 1, 1, "", "E, O or N", "str", how=RESTART),
-        Setting("stop_bits", 1, 1, 2, "", "1 or 2", "int", how=RESTART),
+        Setting("port", "virtual", 1, 200, "", _PORT_TEXT, "str", how=RESTART),
+        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed; serial ports only", "int", how=RESTART),
+        Setting("parity", "E", 1, 1, "", "E, O or N; serial ports only", "str", how=RESTART),
+        Setting("stop_bits", 1, 1, 2, "", "1 or 2; serial ports only", "int", how=RESTART),
+        Setting("latency_ms", 1.0, 0.05, 1000, "ms", _LATENCY_TEXT, how=RESTART),
+        Setting("bitrate", 500_000, 10_000, 1_000_000, "bit/s", _BITRATE_TEXT, "int", how=RESTART),
     )
 }
+SERIAL_KEYS, TCP_KEYS = ("baud", "parity", "stop_bits"), ("latency_ms",)  # of [[bus]], which the other kind has not
 DEVICE = {
     row.key: row
     for row in (
         Setting("name", None, 1, 20, "", "short name, used in events and records", "str", needed=True, how=START),
         Setting("role", None, 1, 20, "", "what it is to the controller", "str", needed=True, how=RESTART),
         Setting("bus", None, 1, 20, "", "the bus it answers on", "str", needed=True, how=RESTART),
-        Setting("unit", None, 1, 247, "", "Modbus address", "int", needed=True, how=RESTART),
+        Setting("unit", None, 0, 255, "", _UNIT_TEXT, "int", needed=True, how=RESTART),
         Setting("profile", "sunspec", 1, 200, "", '"sunspec", a profile\'s name, or the path of a profile file', "str", how=RESTART),
     )
 }

@@ -18,10 +18,13 @@ from typing import Any
 
 from controller import walk
 from controller.problems import Problem, SiteError
-from controller.settings import SETTINGS, Value, derived
+from controller.settings import SERIAL_KEYS, SETTINGS, TCP_KEYS, Value, derived
+from hal import tcp
 
 BUILTIN = Path(__file__).with_name("builtin.toml")
 VIRTUAL = "virtual"
+VIRTUAL_CAN = "virtual-can"
+VIRTUAL_TCP = tcp.VIRTUAL
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
@@ -41,13 +44,43 @@ class Source:
 
 @dataclass(frozen=True)
 class Bus:
-    """One serial bus; `port` is a path, or "virtual"."""
+    """One bus; `port` is the path of a tty, "tcp://host:port", "can:IFACE", "slcan:TTY", or the virtual cabinet's: "virtual",
+    "virtual-tcp", "virtual-can"."""
 
     name: str
     port: str
     baud: int
     parity: str
     stop_bits: int
+    latency_ms: float = 1.0  # TCP
+    bitrate: int = 500_000
+
+    @property
+    def can(self) -> bool:
+        """True for CAN, False for Modbus."""
+        return self.port == VIRTUAL_CAN or self.port.startswith(("can:", "slcan:"))
+
+    @property
+    def tcp(self) -> bool:
+        """True for Modbus over TCP, False for a serial line."""
+        return tcp.is_tcp(self.port)
+
+    @property
+    def virtual(self) -> bool:
+        """True where the virtual cabinet is behind it."""
+        return self.port in (VIRTUAL, VIRTUAL_TCP, VIRTUAL_CAN)
+
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """Keys of [[bus]] that mean nothing on this kind of bus."""
+        return SERIAL_KEYS if self.tcp else TCP_KEYS
+
+    @property
+    def speed(self) -> str:
+        """How it is set, for people."""
+        if self.tcp:
+            return f"TCP, {self.latency_ms:g} ms there and back"
+        return f"CAN, {self.bitrate / 1e3:g} kbit/s" if self.can else f"{self.baud} Bd 8{self.parity}{self.stop_bits}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +126,7 @@ class Site:
     @property
     def virtual(self) -> bool:
         """True where the buses lead to the virtual cabinet."""
-        return all(bus.port == VIRTUAL for bus in self.buses)
+        return all(bus.virtual for bus in self.buses)
 
     def num(self, key: str) -> float:
         """A numeric setting, in the unit its name ends with."""
@@ -101,7 +134,8 @@ class Site:
 
     def flat(self) -> dict[str, Value]:
         """Every single setting, and every key of a bus or device as `--set` spells it (`bus.a.baud`)."""
-        rows = [("bus", bus.name, asdict(bus)) for bus in self.buses] + [("device", d.name, asdict(d)) for d in self.devices]
+        rows = [("bus", b.name, {k: v for k, v in asdict(b).items() if k not in b.foreign}) for b in self.buses]
+        rows += [("device", d.name, asdict(d)) for d in self.devices]
         return self.values | {f"{array}.{name}.{key}": value for array, name, row in rows for key, value in row.items()}
 
     def to_dict(self) -> dict[str, Any]:

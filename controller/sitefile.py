@@ -144,7 +144,7 @@ def whole(site: Site, directory: Path | None = None) -> str:
     for array, known, found in (("bus", BUS, site.buses), ("device", DEVICE, site.devices)):
         for i, row in enumerate(found):
             lines += ["", f"[[{array}]]"]
-            values = {name: getattr(row, name) for name in known}
+            values = {name: getattr(row, name) for name in known if name not in getattr(row, "foreign", ())}
             if array == "device":
                 values["profile"] = _profile(site, str(values["profile"]), directory)
             given = {name: value for name, value in values.items() if value is not None}

@@ -19,10 +19,11 @@ from typing import Any
 from controller.clock import Clock
 from controller.problems import Problem, SiteError
 from controller.process import Child
-from controller.site import Site
+from controller.site import Bus, Site
 
 PLANT_PORTS = "abcd"  # the plant's names for its ports, in the order of the site's buses
 PLANT_KINDS = ("meter", "bms", "pcs")
+PLANT_CAN = {"bms": ("pylontech_lv", "foxbms_2"), "pcs": ("generic_can_pcs",)}  # what its devices speak on CAN
 READY_S = 20.0
 ASK_S = 2.0
 ASK_MOST = 8  # messages under way
@@ -47,11 +48,16 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
     if len(site.buses) > len(PLANT_PORTS):
         why = f"{len(site.buses)} virtual buses: the virtual cabinet has {len(PLANT_PORTS)} ports"
         problems.append(Problem(site.file, "[[bus]]", None, why, "use fewer"))
+    can = {bus.name for bus in site.buses if bus.can}
     ports = {bus.name: name for bus, name in zip(site.buses, PLANT_PORTS, strict=False)}
     for device in site.devices:
         if device.role not in PLANT_KINDS:
             why = "is no device of the virtual cabinet"
             problems.append(Problem(site.file, f"device.{device.name}.role", device.role, why, f"it has {', '.join(PLANT_KINDS)}"))
+        elif device.bus in can and device.profile not in PLANT_CAN.get(device.role, ()):
+            why = f"the virtual cabinet's {device.role} does not speak that on CAN"
+            remedy = f"one of {', '.join(PLANT_CAN[device.role])}" if device.role in PLANT_CAN else "a bus that is not CAN"
+            problems.append(Problem(site.file, f"device.{device.name}.profile", device.profile, why, remedy))
     if problems:
         raise SiteError(problems)
     params: dict[str, Any] = {
@@ -64,15 +70,24 @@ def plant_config(site: Site, load: LoadOptions) -> dict[str, Any]:
     }
     if site.num("battery.c_rate") != 1:
         params["bms.charge_limit_w"] = params["bms.discharge_limit_w"] = site.num("battery.energy_wh") * site.num("battery.c_rate")
+    if any(d.profile == "foxbms_2" for d in site.devices):
+        params["bms.can_foxbms"] = 1
+    params |= {f"{ports[bus.name]}.latency_s": 1e-3 * bus.latency_ms for bus in site.buses if bus.tcp}
     params |= site.plant
     return {
         "params": params,
-        "ports": {ports[bus.name]: {"baud": bus.baud, "parity": bus.parity, "stop_bits": bus.stop_bits} for bus in site.buses},
+        "ports": {ports[bus.name]: _port(bus) for bus in site.buses},
         "devices": [{"kind": d.role, "port": ports[d.bus], "unit": d.unit} for d in site.devices],
         "load": {"trace": load.trace, "edge": load.edge, "scale": load.scale, "repeat": load.repeat},
         "seed": load.seed,
         "out": None,  # the truth is asked for when the run's figures are taken
     }
+
+
+def _port(bus: Bus) -> dict[str, Any]:
+    if bus.can:
+        return {"bitrate": bus.bitrate}
+    return {"tcp": True} if bus.tcp else {"baud": bus.baud, "parity": bus.parity, "stop_bits": bus.stop_bits}
 
 
 def plant_keys() -> list[str]:
@@ -95,7 +110,7 @@ class _Asked:
 
 
 class Plant:
-    """The running virtual cabinet. `ports` maps the site's buses to PTYs once `start` has returned."""
+    """The running virtual cabinet. `ports` maps the site's buses to PTYs and loopback ports once `start` has returned."""
 
     def __init__(self, site: Site, config: dict[str, Any], directory: Path, clock: Clock, stderr: Any = None) -> None:
         self.site, self.directory, self.clock = site, directory, clock

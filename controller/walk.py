@@ -16,13 +16,16 @@ from controller.settings import (
     DEVICE,
     SCHEDULE,
     SECTIONS,
+    SERIAL_KEYS,
     SETTINGS,
+    TCP_KEYS,
     Setting,
     Value,
     in_unit,
     other_unit,
     range_text,
 )
+from hal import tcp
 
 ARRAYS: dict[str, dict[str, Setting]] = {"bus": BUS, "device": DEVICE, "schedule": SCHEDULE}
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -203,6 +206,10 @@ def put(raw: dict[str, Any], key: str, value: Any) -> bool:
         for row in rows if isinstance(rows, list) else []:
             if isinstance(row, dict) and row.get("name") == parts[1] and parts[2] in ARRAYS[parts[0]]:
                 row[parts[2]] = value
+                if parts[0] == "bus" and parts[2] == "port":
+                    # The file's line settings belong to the file's port: an override of another kind leaves them behind.
+                    for name in SERIAL_KEYS if tcp.is_tcp(str(value)) else TCP_KEYS:
+                        row.pop(name, None)
                 return True
     return False
 

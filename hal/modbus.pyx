@@ -1,4 +1,4 @@
-"""Modbus RTU master as a sans-I/O state machine: `bytes + now -> result + next deadline`. Header and contract: modbus.pxd.
+"""Modbus master as a sans-I/O state machine: `bytes + now -> result + next deadline`. Header and contract: modbus.pxd.
 
 A frame ends when its length says so; silence (t3.5) is kept before every request instead. Sources: Modbus application protocol V1.1b3
 (frames), Modbus over serial line V1.02 clause 2.5.1 (t3.5 = 3.5 characters, fixed 1.75 ms above 19200 baud) and 6.2.2 (CRC16).
@@ -10,11 +10,17 @@ What an answer must be before it is believed, since a half-duplex line returns m
   - it is not sooner than physics allows, else it answers an earlier request that had been given up.
 What physics cannot tell apart (a late answer of the very same shape) is the caller's: after RX_TIMEOUT, RX_SHORT or RX_LONG it asks that
 device for a different number of registers first. Devices answer in order, so the answer to that one proves the old ones are through.
+
+Over TCP (MBAP) there is no CRC and no silence. A frame ends where its length field says; its transaction identifier must be the request's.
+A stream that no longer parses cannot be found again: it is `broken`, and so is one on which three requests in a row met silence (a peer
+that vanished sends no RST). The owner of the connection closes it and opens another. Source: Modbus Messaging on TCP/IP Implementation
+Guide V1.0b, 3.1.3 (header) and 4.4.2 (transaction identifier, no answer).
 """
 
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 from _core.image cimport BusStats
+from hal.mbap cimport get16, mbap_judge, mbap_len, mbap_seal, mbap_was_given
 
 cdef uint16_t CRC_TABLE[256]
 
@@ -57,6 +63,14 @@ cdef void rtu_init(RtuMaster* m, int baud, int bits, bint untimed, BusStats* sta
     m.stats = stats
 
 
+cdef void tcp_init(RtuMaster* m, int64_t path_ns, uint16_t tid, BusStats* stats) noexcept nogil:
+    """MBAP framing. `tid`: identifier of the first request; whoever takes a connection over begins far from its former owner's."""
+    rtu_init(m, 115200, 11, True, stats)
+    m.mbap = 1
+    m.path_ns = path_ns
+    m.tid = tid
+
+
 cdef inline int _put16(uint8_t* p, int at, int v) noexcept nogil:
     p[at] = (v >> 8) & 0xFF
     p[at + 1] = v & 0xFF
@@ -67,10 +81,10 @@ cdef int rtu_build(RtuMaster* m, int unit, int fc, int addr, int count, const ui
     """Frame a request into m.tx; returns its length, or -1 where the standard has no such frame. `data`: wcount * 2 bytes, big endian."""
     cdef bint reads = fc == 3 or fc == 4 or fc == 23
     cdef bint writes = fc == 6 or fc == 16 or fc == 23
-    cdef int n
+    cdef int n = MBAP_HEAD if m.mbap else 0
     cdef uint16_t c
-    # Unit 0 is a broadcast: nobody answers it, so nothing built on answers may use it.
-    if m.state != RTU_IDLE or unit < 1 or unit > 247 or not (reads or writes):
+    # Unit 0 on a line is a broadcast: nobody answers it, so nothing built on answers may use it. Over TCP it is the device itself.
+    if m.state != RTU_IDLE or not (reads or writes) or unit < (0 if m.mbap else 1) or unit > (255 if m.mbap else 247):
         return -1
     if reads and (count < 1 or count > 125 or addr < 0 or addr + count > 65536):
         return -1
@@ -78,9 +92,9 @@ cdef int rtu_build(RtuMaster* m, int unit, int fc, int addr, int count, const ui
         return -1
     if (fc == 6 and wcount != 1) or (fc == 16 and wcount > 123) or (fc == 23 and wcount > 121):
         return -1
-    m.tx[0] = unit
-    m.tx[1] = fc
-    n = 2
+    m.tx[n] = unit
+    m.tx[n + 1] = fc
+    n += 2
     if reads:
         n = _put16(m.tx, n, addr)
         n = _put16(m.tx, n, count)
@@ -92,31 +106,34 @@ cdef int rtu_build(RtuMaster* m, int unit, int fc, int addr, int count, const ui
             n += 1
         memcpy(&m.tx[n], data, 2 * wcount)
         n += 2 * wcount
-    c = crc16(m.tx, n)
-    m.tx[n] = c & 0xFF
-    m.tx[n + 1] = c >> 8
-    m.tx_len = n + 2
     m.ask.unit = unit
     m.ask.fc = fc
     m.ask.addr = addr if reads else waddr
     m.ask.count = count if reads else wcount
-    m.ask.len = 5 + 2 * count if reads else 8
+    m.ask.len = 3 + 2 * count if reads else 6
     m.ask.value = ((<uint16_t>data[0]) << 8) | data[1] if fc == 6 else 0
+    if m.mbap:
+        return mbap_seal(m, n)
+    c = crc16(m.tx, n)
+    m.tx[n] = c & 0xFF
+    m.tx[n + 1] = c >> 8
+    m.ask.len += 2
+    m.tx_len = n + 2
     return m.tx_len
 
 
 cdef void rtu_sent(RtuMaster* m, int64_t now_ns, int64_t turnaround_ns, int64_t deadline_ns) noexcept nogil:
     """The frame in m.tx was handed to the wire at `now_ns`; `deadline_ns` is the instant at which its answer is given up."""
-    if m.rx_len > 0:                        # what lay there unasked and fitted nothing
+    if m.rx_len > 0 and not m.mbap:         # what lay there unasked and fitted nothing
         m.stats.long_frames += 1
+        m.rx_len = 0
     m.state = RTU_WAIT
-    m.rx_len = 0
     m.echo_done = 0
     m.junk = 0
     m.exception = 0
     m.tx_ns = now_ns
     m.tx_end_ns = now_ns + m.tx_len * m.char_ns
-    m.nominal_ns = m.tx_end_ns + m.t35_ns + turnaround_ns + m.ask.len * m.char_ns
+    m.nominal_ns = m.tx_end_ns + m.t35_ns + turnaround_ns + m.ask.len * m.char_ns + m.path_ns
     m.ready_ns = m.tx_end_ns + m.t35_ns
     m.deadline_ns = deadline_ns
     m.stats.transactions += 1
@@ -217,14 +234,16 @@ cdef void _forget_unit(RtuMaster* m, uint8_t unit) noexcept nogil:
 
 cdef void _drop(RtuMaster* m, int n, int64_t now_ns) noexcept nogil:
     m.rx_len -= n
-    memmove(m.rx, &m.rx[n], m.rx_len)
+    if m.rx_len > 0:
+        memmove(m.rx, &m.rx[n], m.rx_len)
     m.first_ns = now_ns
 
 
 cdef int _end(RtuMaster* m, int result) noexcept nogil:
     m.state = RTU_IDLE
     m.deadline_ns = INT64_MAX
-    m.rx_len = 0
+    if not m.mbap:
+        m.rx_len = 0
     if result == RX_SHORT or result == RX_LONG or result == RX_TIMEOUT:
         _give_up(m)
     return result
@@ -312,6 +331,80 @@ cdef int _parse(RtuMaster* m, int64_t now_ns) noexcept nogil:
     return RX_MORE
 
 
+# ---------------------------------------------------------------- TCP
+
+cdef int _answer_mbap(RtuMaster* m, const uint8_t* p, int n) noexcept nogil:
+    """A whole frame with the present transaction identifier: the end of the wait, unless it is of another unit or function (RX_MORE)."""
+    cdef int result = mbap_judge(&m.ask, p, n)
+    if result == RX_MORE:
+        m.stats.wrong_unit += 1
+        return RX_MORE
+    if result == RX_EXCEPTION:
+        m.exception = p[8]
+        m.stats.exceptions += 1
+    elif result == RX_SHORT:
+        m.stats.short_frames += 1
+    elif result == RX_LONG:
+        m.stats.long_frames += 1
+    elif result == RX_CRC:
+        m.stats.crc_errors += 1
+    else:
+        memcpy(m.answer, p, n)
+        m.data = &m.answer[MBAP_HEAD + 3]
+        m.data_len = n - MBAP_HEAD - 3 if m.ask.fc != 6 and m.ask.fc != 16 else 0
+    if result == RX_OK or result == RX_EXCEPTION:
+        _forget_unit(m, m.ask.unit)
+    return _end(m, result)
+
+
+cdef int _parse_mbap(RtuMaster* m, int64_t now_ns) noexcept nogil:
+    """Every whole frame in rx, from the front; at most one of them ends the wait. Every turn takes a frame off, waits, or breaks."""
+    cdef int n, result = RX_MORE
+    while m.rx_len >= MBAP_HEAD:
+        n = mbap_len(m.rx)
+        if n < 0:
+            m.broken = 1
+            m.rx_len = 0
+            m.stats.crc_errors += 1         # as on a line: bytes, but no frame
+            return _end(m, RX_BROKEN) if m.state == RTU_WAIT else result
+        if m.rx_len < n:
+            return result
+        m.silent = 0
+        if m.state == RTU_WAIT and get16(m.rx) == m.ask.tid:
+            result = _answer_mbap(m, m.rx, n)
+        elif mbap_was_given(m, get16(m.rx)):
+            m.stats.late += 1
+        else:
+            m.stats.wrong_unit += 1
+        _drop(m, n, now_ns)
+    return result
+
+
+cdef int _feed_mbap(RtuMaster* m, const uint8_t* buf, int n, int64_t now_ns) noexcept nogil:
+    """A piece of the stream, however the network has cut or joined it. A frame is shorter than rx, so there is always room."""
+    cdef int take, got, result = RX_MORE
+    while n > 0 and not m.broken:
+        take = n if n < RTU_BUF - m.rx_len else RTU_BUF - m.rx_len
+        memcpy(&m.rx[m.rx_len], buf, take)
+        m.rx_len, buf, n = m.rx_len + take, buf + take, n - take
+        got = _parse_mbap(m, now_ns)
+        if got != RX_MORE:
+            result = got
+    return result
+
+
+cdef int _expire_mbap(RtuMaster* m) noexcept nogil:
+    """No answer in time. A frame that has begun may still be completed later: the stream stays as it is."""
+    m.silent += 1
+    if m.silent >= MBAP_SILENT:
+        m.broken = 1
+    if m.rx_len > 0:
+        m.stats.short_frames += 1
+        return _end(m, RX_SHORT)
+    m.stats.timeouts += 1
+    return _end(m, RX_TIMEOUT)
+
+
 cdef int _idle(RtuMaster* m, const uint8_t* buf, int n, int64_t now_ns) noexcept nogil:
     """Nobody was asked. Usually the answer to a request that was given up; it must not lie there as the next one's."""
     if m.rx_len > 0 and now_ns - m.rx_ns > m.t35_ns:
@@ -334,7 +427,9 @@ cdef int rtu_feed(RtuMaster* m, const uint8_t* buf, int n, int64_t now_ns) noexc
     cdef int result = RX_MORE
     if n <= 0:
         return RX_MORE
-    if m.state == RTU_IDLE:
+    if m.mbap:
+        result = _feed_mbap(m, buf, n, now_ns)
+    elif m.state == RTU_IDLE:
         _idle(m, buf, n, now_ns)
     elif n > RTU_BUF - m.rx_len:            # a line that babbles: no frame of the standard is this long
         m.stats.long_frames += 1
@@ -356,6 +451,8 @@ cdef int rtu_expire(RtuMaster* m, int64_t now_ns) noexcept nogil:
     cdef int length = 0
     if m.state != RTU_WAIT or now_ns < m.deadline_ns:
         return RX_MORE
+    if m.mbap:
+        return _expire_mbap(m)
     if m.rx_len == 0 or (not m.echo_done and m.rx_len < m.tx_len and memcmp(m.rx, m.tx, m.rx_len) == 0):
         m.stats.timeouts += 1
     elif m.rx_len >= 2 and _match(&m.ask, m.rx, m.rx_len, &length) == _PART:
@@ -370,7 +467,8 @@ cdef void rtu_abort(RtuMaster* m, int64_t now_ns) noexcept nogil:
     """The frame could not be sent, or only in part: the slave may have heard half of it, so the line needs its silence."""
     m.state = RTU_IDLE
     m.deadline_ns = INT64_MAX
-    m.rx_len = 0
+    if not m.mbap:
+        m.rx_len = 0
     m.ready_ns = now_ns + m.tx_len * m.char_ns + m.t35_ns
 
 
@@ -380,13 +478,15 @@ cdef void rtu_reset(RtuMaster* m, int64_t now_ns) noexcept nogil:
     m.deadline_ns = INT64_MAX
     m.rx_len = 0
     m.given_n = 0
+    m.broken = 0
+    m.silent = 0
     m.echo = -1
     m.ready_ns = now_ns + m.t35_ns
 
 
 # ---------------------------------------------------------------- Python's face
 
-RESULTS = ("more", "ok", "exception", "crc", "short", "long", "timeout", "refused")
+RESULTS = ("more", "ok", "exception", "crc", "short", "long", "timeout", "refused", "broken")
 EXCEPTIONS = {
     1: "illegal function", 2: "illegal data address", 3: "illegal data value", 4: "device failure", 5: "acknowledge", 6: "device busy",
     8: "memory parity error", 10: "gateway path unavailable", 11: "gateway target failed to respond",
@@ -396,16 +496,20 @@ EXCEPTIONS = {
 cdef class PyRtuMaster:
     """The state machine with a Python face: for scans, probes and tests. Times are integer nanoseconds of any one clock.
 
-    baud, bits: line speed and bits a character (11 for 8E1). untimed: a socket or PTY, where no answer is too soon.
+    baud, bits: line speed and bits a character (11 for 8E1). untimed: a PTY, where no answer is too soon. tcp: MBAP frames instead,
+    the first with transaction identifier `tid` (a scan counts from the other end of the range than control, which takes over).
     """
     cdef RtuMaster m
     cdef BusStats counts
 
-    def __init__(self, int baud=115200, int bits=11, bint untimed=False):
+    def __init__(self, int baud=115200, int bits=11, bint untimed=False, *, bint tcp=False, uint16_t tid=0x8000):
         if baud <= 0 or bits < 9 or bits > 12:
             raise ValueError(f"baud {baud}, bits a character {bits}: expected baud > 0 and 9..12 bits")
         memset(&self.counts, 0, sizeof(BusStats))
-        rtu_init(&self.m, baud, bits, untimed, &self.counts)
+        if tcp:
+            tcp_init(&self.m, 0, tid, &self.counts)
+        else:
+            rtu_init(&self.m, baud, bits, untimed, &self.counts)
 
     def request(self, int unit, int fc, int addr=0, int count=0, values=(), int waddr=-1):
         """Frame a request: `count` registers read from `addr`, 16-bit `values` written to `waddr` (default: addr). Returns the bytes.
@@ -454,6 +558,11 @@ cdef class PyRtuMaster:
     @property
     def waiting(self):
         return self.m.state == RTU_WAIT
+
+    @property
+    def broken(self):
+        """TCP: the connection is of no more use."""
+        return bool(self.m.broken)
 
     @property
     def ready_ns(self):

@@ -18,12 +18,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hal.canplan import CanSpec, CanTable, plan_can
+from hal.canplan import notes as can_notes
 from hal.plantypes import (
     DELAY_EVERY,
     FREE,
     HYPER_TICKS,
     MAX_BUSES,
     MAX_DEVICES,
+    MAX_SLOT_TICKS,
     NONE,
     SKIP_EVERY,
     BusSpec,
@@ -84,16 +87,22 @@ class _BusPlan:
     skips: bool = False
     slots: list[int] = field(default_factory=list)
 
+    @property
+    def needed(self) -> bool:
+        """The tick waits for this bus: it has fast reads, or the command. On another, an answer may take its whole slot."""
+        return bool(self.fast) or self.command >= 0
+
     def add(self, txn: Txn) -> int:
         self.txns.append(txn)
         return len(self.txns) - 1
 
 
-def plan_site(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mapping[str, DeviceMap] | None = None,
+def plan_site(buses: Sequence[BusSpec | CanSpec], devices: Sequence[DeviceSpec], maps: Mapping[str, DeviceMap] | None = None,
               timing: SiteTiming = SiteTiming()) -> Plan:  # fmt: skip # noqa: B008
     """Plan a site. Raises PlanError with everything that keeps it from running."""
     problems: list[PlanProblem] = []
-    plans = _assign(buses, devices, maps or {}, timing, problems)
+    can = plan_can(buses, devices, maps or {}, problems)
+    plans = _assign(buses, devices, maps or {}, can, problems)
     if problems:
         raise PlanError(problems)
     for b in plans:
@@ -108,21 +117,26 @@ def plan_site(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Map
     slack_ms = _slack(plans, step_ms, timing, problems)
     if problems:
         raise PlanError(problems)
-    return _result(plans, step_ms, slack_ms, timing)
+    made = _result(plans, can, step_ms, slack_ms, timing)
+    order = [b.name for b in buses]
+    made.tables.sort(key=lambda t: order.index(t.spec.name))
+    return made
 
 
 # ---------------------------------------------------------------- who is on which bus
 
 
-def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mapping[str, DeviceMap], timing: SiteTiming,
+def _assign(buses: Sequence[BusSpec | CanSpec], devices: Sequence[DeviceSpec], maps: Mapping[str, DeviceMap], can: Mapping[str, CanTable],
             problems: list[PlanProblem]) -> list[_BusPlan]:  # fmt: skip
-    plans = {b.name: _BusPlan(b, []) for b in buses}
-    if len(plans) != len(buses) or len(buses) > MAX_BUSES or len(devices) > MAX_DEVICES:
-        what = f"{len(buses)} buses ({len(plans)} names), {len(devices)} devices"
+    plans = {b.name: _BusPlan(b, []) for b in buses if isinstance(b, BusSpec)}
+    if len({b.name for b in buses}) != len(buses) or len(buses) > MAX_BUSES or len(devices) > MAX_DEVICES:
+        what = f"{len(buses)} buses ({len({b.name for b in buses})} names), {len(devices)} devices"
         problems.append(PlanProblem("", f"{what}: at most {MAX_BUSES} buses of different names and {MAX_DEVICES} devices"))
     taken: dict[tuple[str, int], str] = {}
     for i, d in enumerate(devices):
         device = maps.get(d.map) if isinstance(d.map, str) else d.map
+        if d.bus in can:
+            continue
         if device is None or d.bus not in plans:
             what = f"no map {d.map!r}" if device is None else f"no bus {d.bus!r}"
             problems.append(PlanProblem("", f"device {d.name}: {what}"))
@@ -130,8 +144,9 @@ def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mappi
         if device.role != d.role:
             problems.append(PlanProblem(d.bus, f"device {d.name} is bound as {d.role}, but its map is a {device.role}"))
         other = taken.setdefault((d.bus, d.unit), d.name)
-        if other != d.name or not 1 <= d.unit <= 247:
-            why = f"unit {d.unit} is {other}'s already" if other != d.name else f"unit {d.unit} is outside 1..247"
+        units = plans[d.bus].spec.units
+        if other != d.name or d.unit not in units:
+            why = f"unit {d.unit} is {other}'s already" if other != d.name else f"unit {d.unit} is outside {units[0]}..{units[-1]}"
             problems.append(PlanProblem(d.bus, f"device {d.name}: {why}", ("another unit id",)))
         if d.turnaround_ms is not None:
             device = replace(device, turnaround_ms=d.turnaround_ms)
@@ -139,7 +154,7 @@ def _assign(buses: Sequence[BusSpec], devices: Sequence[DeviceSpec], maps: Mappi
     maps_used = [m for b in plans.values() for _, _, m in b.devices]
     if not any(f.signal == "grid_p_w" and f.rate == FAST for m in maps_used for f in m.fields):
         problems.append(PlanProblem("", "no device gives grid_p_w fast", ("a meter whose profile reads it in group fast",)))
-    commands = sum(w.purpose == COMMAND for m in maps_used for w in m.writes)
+    commands = sum(w.purpose == COMMAND for m in maps_used for w in m.writes) + sum(m.commands for t in can.values() for _, m in t.devices)
     if commands != 1:
         problems.append(PlanProblem("", f"{commands} devices take the power command; one writer for one command", ("exactly one pcs",)))
     return list(plans.values())
@@ -213,7 +228,9 @@ def _place_command(b: _BusPlan, step_ms: float, timing: SiteTiming, problems: li
 
 def _ways_out(b: _BusPlan, parts: list[Txn]) -> tuple[str, ...]:
     ways = []
-    for baud in (230400, 460800, 921600):
+    if b.spec.tcp:
+        ways.append(f"{b.spec.faster} ({b.spec.latency_ms:g} ms a transaction)")
+    for baud in () if b.spec.tcp else (230400, 460800, 921600):
         line = Line(baud, b.spec.line.bits)
         total = sum(WireTime(line, t.wire.request, t.wire.answer, t.wire.turnaround_ms).total_ms for t in parts)
         if baud > b.spec.baud and total <= 10.0:
@@ -245,9 +262,7 @@ def _budget(b: _BusPlan, timing: SiteTiming) -> float:
 
 def _registers(b: _BusPlan, budget_ms: float, turnaround_ms: float) -> int:
     """How many registers one read may have to fit `budget_ms`."""
-    line = b.spec.line
-    chars = int((budget_ms - 8 * line.char_ms - line.t35_ms - turnaround_ms) / line.char_ms + 1e-9)
-    return max(0, min(125, (chars - 5) // 2))
+    return b.spec.line.room(budget_ms, turnaround_ms)
 
 
 def _after_txns(b: _BusPlan, budget_ms: float) -> list[Txn] | None:
@@ -295,7 +310,7 @@ def _place_after(b: _BusPlan, timing: SiteTiming, problems: list[PlanProblem]) -
                 f"{_registers(b, budget, 0.0)} registers (the shortest read takes {shortest.nominal_ms:.3f} ms): "
                 "readback, heartbeat or slow reads have no place",
                 (
-                    "raise the baud rate",
+                    b.spec.faster,
                     "move a device to another bus",
                     "a slower readback",
                     "a device with less turnaround",
@@ -327,13 +342,16 @@ def _delaying(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
 
 def _skipping(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
     """Slow reads fit no tick beside the fast ones: they take one in SKIP_EVERY, and the fast reads of the next are
-    left out."""
-    limit = 2 * timing.tick_ms - b.spec.line.t35_ms
-    txns = _after_txns(b, limit - b.after_ms - timing.margin_ms)
-    if txns is not None:
-        b.limit_ms, b.every, b.skips = limit, timing.slot_every or SKIP_EVERY, True
-        b.delay_ms = timing.tick_ms
-    return txns
+    left out. On a bus without fast reads they take as many ticks as they need: nobody waits for the line."""
+    for ticks in range(2, 3 if b.fast else MAX_SLOT_TICKS + 1):
+        limit = ticks * timing.tick_ms - b.spec.line.t35_ms
+        txns = _after_txns(b, limit - b.after_ms - timing.margin_ms)
+        if txns is not None:
+            b.limit_ms, b.skips = limit, bool(b.fast)
+            b.every = timing.slot_every or SKIP_EVERY if b.fast else max(ticks, timing.slot_every)
+            b.delay_ms = timing.tick_ms
+            return txns
+    return None
 
 
 def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanProblem]) -> None:
@@ -354,7 +372,7 @@ def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanP
                 f"{len(second)} once-a-second transactions and {len(slow)} slow reads need more than the "
                 f"{len(ticks)} after-slots "
                 f"of {HYPER_TICKS} ticks",
-                ("move a device to another bus", "raise the baud rate"),
+                ("move a device to another bus", b.spec.faster),
             )
         )
         return
@@ -389,26 +407,34 @@ def _slack(plans: list[_BusPlan], step_ms: float, timing: SiteTiming, problems: 
                 PlanProblem(
                     b.spec.name,
                     f"a command {room:.3f} ms late would still be on the line when the next one is due: no room to wait for an answer",
-                    ("raise the baud rate", "move the meter to another bus"),
+                    (b.spec.faster, "move the meter to another bus"),
                 )
             )
         slack = min(slack, room)
     return max(0.2, min(slack, timing.tick_ms - 0.5 - step_ms))
 
 
-def _result(plans: list[_BusPlan], step_ms: float, slack_ms: float, timing: SiteTiming) -> Plan:
+def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, slack_ms: float, timing: SiteTiming) -> Plan:
     meter_bus, meter = next((b, b.txns[i]) for b in plans for i in b.fast if any(f.signal == "grid_p_w" for f in b.txns[i].fields))
-    bus = next(b for b in plans if b.command >= 0)
+    bus = next((b for b in plans if b.command >= 0), None)
+    sent = next((t.command for t in can.values() if t.command is not None), None)
     start = sum(meter_bus.txns[i].wire.total_ms for i in meter_bus.fast[: meter_bus.fast.index(meter_bus.txns.index(meter))])
     sample = start + meter.wire.request_ms + meter.wire.line.t35_ms
     if meter.sample == "answer":
         sample += meter.wire.turnaround_ms
-    end = bus.cmd_start_ms + bus.txns[bus.command].wire.request_ms
-    late = tuple((b.delay_ms, 1.0 / b.every) for b in (bus, meter_bus) if b.every > 1 and b.delay_ms > 0.0)
+    late = tuple((b.delay_ms, 1.0 / b.every) for b in (bus, meter_bus) if b is not None and b.every > 1 and b.delay_ms > 0.0)
+    if bus is not None:
+        end, detection = bus.cmd_start_ms + bus.txns[bus.command].wire.request_ms, bus.spec.line.t35_ms
+    else:  # on CAN the frame's own end is its detection; waiting for the bus delays a share of them, at worst so much
+        assert sent is not None
+        end, detection = step_ms + sent.worst_ms, 0.0
+        late += ((sent.response_ms - sent.worst_ms, min(0.99, next(t.load for t in can.values() if t.command is sent))),)
     to_command = Latency(end - sample + 0.5 * meter.window_ms, timing.tick_ms, meter.update_ms, late)
-    behind = bus.spec.line.t35_ms + timing.dead_ms + SETTLE * timing.tau_ms
+    behind = detection + timing.dead_ms + SETTLE * timing.tau_ms
     to_power = replace(to_command, constant_ms=to_command.constant_ms + behind)
-    plan = Plan(timing.tick_ms, step_ms, step_ms + slack_ms, end - step_ms, sample, end, to_command, to_power, bus.every)
+    every = bus.every if bus is not None else 1
+    plan = Plan(timing.tick_ms, step_ms, step_ms + slack_ms, end - step_ms, sample, end, to_command, to_power, every)
+    plan.tables += can.values()
     for b in plans:
         limit = b.limit_ms
         plan.tables.append(
@@ -419,13 +445,19 @@ def _result(plans: list[_BusPlan], step_ms: float, slack_ms: float, timing: Site
                 b.command,
                 tuple(b.slots),
                 limit,
-                slack_ms,
+                slack_ms if b.needed else limit,
                 timing.tick_ms,
                 b.early,
                 b.skips,
             )
         )
         _timeline(plan, b)
+    for name, table in can.items():
+        plan.notes += can_notes(table)
+        if table.command is not None:
+            what = f"{table.command.what} {table.command.id:#x}"
+            plan.timeline.append(Placed(name, what, step_ms, step_ms + table.command.worst_ms, step_ms + table.command.response_ms))
+            plan.notes.append(f"bus {name}: the PCS's reversion is its own time-out on the command frame, not read here: set it")
     _notes(plan, plans, timing, meter)
     return plan
 
@@ -469,10 +501,12 @@ def _notes(plan: Plan, plans: list[_BusPlan], timing: SiteTiming, meter: Txn) ->
     for b in plans:
         if b.every > 1:
             what = "the next tick's fast reads are left out" if b.skips else f"the command after it leaves {b.delay_ms:.2f} ms later"
-            plan.notes.append(
-                f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th, and {what}: "
-                f"over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms"
-            )
+            costs = f", and {what}: over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms" if b.needed else ""
+            plan.notes.append(f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th{costs}")
+        if b.spec.tcp:
+            late = f"; an answer that is {plan.step_deadline_ms - plan.step_ms:.1f} ms late misses its tick" if b.fast else ""
+            network = f"latency_ms = {b.spec.latency_ms:g} there and back"
+            plan.notes.append(f"bus {b.spec.name}: TCP, planned with {network}; what the network needs more adds to it{late}")
         if any(m.assumed for _, _, m in b.devices):
             shapes = "planned with the shapes the standard gives SunSpec models; at start the devices are asked for theirs"
             plan.notes.append(f"bus {b.spec.name}: {shapes}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hal.canplan import CanTable
 from hal.plantypes import FREE, HYPER_TICKS, NONE, Plan
 from hal.wiretime import SETTLE
 
@@ -10,12 +11,17 @@ def render(plan: Plan) -> str:
     """Table of the tick, arithmetic of every transaction, after-slots, figures."""
     lines = []
     for table in plan.tables:
-        line = table.spec.line
-        lines.append(
-            f"bus {table.spec.name}: {table.spec.baud} 8{table.spec.parity}{table.spec.stop_bits}, character "
-            f"{line.bits} bit = "
-            f"{line.char_ms:.4f} ms, t3.5 = {line.t35_ms:.3f} ms"
-        )
+        if isinstance(table, CanTable):
+            lines += table.lines()
+            continue
+        line, spec = table.spec.line, table.spec
+        if spec.tcp:
+            lines.append(f"bus {spec.name}: TCP, {spec.latency_ms:g} ms there and back")
+        else:
+            lines.append(
+                f"bus {spec.name}: {spec.baud} 8{spec.parity}{spec.stop_bits}, character {line.bits} bit = "
+                f"{line.char_ms:.4f} ms, t3.5 = {line.t35_ms:.3f} ms"
+            )
         lines.append(f"  {'start':>8} {'sent':>8} {'answered':>8}  ms after the tick")
         for p in plan.timeline:
             if p.bus == table.spec.name:

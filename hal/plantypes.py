@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hal.rows import DeviceMap, Encode, Field
-from hal.wiretime import Latency, Line, WireTime
+from hal.tcp import is_tcp
+from hal.wiretime import Latency, Line, TcpLine, WireTime
+
+if TYPE_CHECKING:  # it builds on this file
+    from hal.canplan import CanTable
 
 HYPER_TICKS = 100
 MAX_BUSES, MAX_DEVICES = 8, 32  # _core/image.pxd
 FREE = -2  # after-slot that may serve what comes up (a probe, a request of the operator)
 NONE = -1  # no after-slot in this tick
 DELAY_EVERY = 10  # where a readback delays a command: ten times a second, as often as a lost PCS must be noticed
+MAX_SLOT_TICKS = 20  # a slow read on a bus that the tick does not wait for may take so long
 SKIP_EVERY = 20  # where a slow read costs a fast one: five times a second
 
 
 @dataclass(frozen=True)
 class BusSpec:
-    """One serial line. slack_ms: how long after its planned end an answer is still waited for."""
+    """One serial line or TCP connection. slack_ms: how long after its planned end an answer is still waited for."""
 
     name: str
     port: str = ""
@@ -26,11 +31,26 @@ class BusSpec:
     parity: str = "E"
     stop_bits: int = 1
     slack_ms: float = 2.0
-    untimed: bool = False  # a PTY or socket without baud: nothing is too soon (tests, probes)
+    untimed: bool = False  # a PTY without baud: nothing is too soon (tests, probes)
+    latency_ms: float = 1.0  # TCP: there and back
+
+    @property
+    def tcp(self) -> bool:
+        return is_tcp(self.port)
+
+    @property
+    def units(self) -> range:
+        """Addresses a device may have: 0 is a broadcast on a line, and the device itself over TCP."""
+        return range(0, 256) if self.tcp else range(1, 248)
+
+    @property
+    def faster(self) -> str:
+        """What to do where this bus is too slow."""
+        return "a network with less latency" if self.tcp else "raise the baud rate"
 
     @property
     def line(self) -> Line:
-        return Line(self.baud, 9 + (self.parity != "N") + self.stop_bits)
+        return TcpLine(latency_ms=self.latency_ms) if self.tcp else Line(self.baud, 9 + (self.parity != "N") + self.stop_bits)
 
 
 @dataclass(frozen=True)
@@ -148,7 +168,7 @@ class Plan:
     to_power: Latency
     readback_every: int
     timeline: list[Placed] = field(default_factory=list)
-    tables: list[BusTable] = field(default_factory=list)
+    tables: list[BusTable | CanTable] = field(default_factory=list)  # in the order of the buses
     sweeps: dict[str, float] = field(default_factory=dict)  # ms between two reads of the same after-slot transaction
     notes: list[str] = field(default_factory=list)
 
@@ -186,7 +206,8 @@ class Plan:
                  "end_ms": round(p.end_ms, 3)}
                 for p in self.timeline
             ],
-            "after_slots": {t.spec.name: _slot_counts(t) for t in self.tables},
+            "after_slots": {t.spec.name: _slot_counts(t) for t in self.tables if isinstance(t, BusTable)},
+            "can": {t.spec.name: t.to_json() for t in self.tables if not isinstance(t, BusTable)},
             "sweeps_ms": {k: round(v, 1) for k, v in self.sweeps.items()},
             "notes": list(self.notes),
         }  # fmt: skip

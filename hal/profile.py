@@ -320,12 +320,16 @@ def _check_clashes(r: _Reader, fields: list[Field]) -> None:
 
 
 def parse_profile(text: str, file: str = "<profile>") -> DeviceMap:
-    """Compile a profile's text. Raises ProfileError with every problem in it."""
+    """Compile a profile's text; `transport = "can"`: hal.canprofile. Raises ProfileError with every problem in it."""
     problems: list[Problem] = []
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
         raise ProfileError([Problem(file, "", None, f"is not TOML: {e}", "correct the syntax")]) from None
+    if table.get("transport") == "can":
+        from hal.canprofile import parse_can  # it builds on this file
+
+        return parse_can(table, file)
     r = _Reader(file, "", table, problems)
     name, role = r.text("name", ...), r.choice("role", ..., tuple(ROLE_SIGNALS))
     window, update = r.number("window_ms", 0.0, 0, 60000), r.number("update_ms", 0.0, 0, 60000)

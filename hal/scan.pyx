@@ -1,4 +1,4 @@
-"""One Modbus RTU bus on the control thread. Header: scan.pxd; tables: tables.pxd; how a tick is laid out: hal/plan.py.
+"""One Modbus bus (RTU, TCP) on the control thread. Header: scan.pxd; tables: tables.pxd; how a tick is laid out: hal/plan.py.
 
 Rules that keep the image honest:
 - a group is stamped only by a whole, right answer to the present request; a failed read leaves it alone, so its age shows;
@@ -17,7 +17,7 @@ from _core.image cimport Group, Inputs, MODE_STANDBY, OP_NONE, OP_START, OP_STOP
 from hal.codec cimport D_OK, decode, encode
 from hal.modbus cimport (
     RTU_WAIT, RX_CRC, RX_EXCEPTION, RX_MORE, RX_OK, RX_TIMEOUT, RtuMaster, rtu_abort, rtu_build, rtu_expire, rtu_feed, rtu_init,
-    rtu_reset, rtu_sent,
+    rtu_reset, rtu_sent, tcp_init,
 )
 from hal.tables cimport *
 
@@ -96,8 +96,12 @@ cdef void _answered(Bus* b, DevRow* d, int64_t now) noexcept nogil:
 
 cdef int64_t _sampled(const RtuMaster* m, const TxnRow* t, int64_t now) noexcept nogil:
     """The instant the values stand for. Half of what the answer is late is laid before the sampling: where it arose is not known."""
-    cdef int64_t excess = now - m.nominal_ns
-    cdef int64_t at = now - t.answer_ns if t.sample_answer else m.tx_end_ns + m.t35_ns
+    cdef int64_t excess = now - m.nominal_ns, way
+    cdef int64_t at
+    if m.mbap:                              # both ways took as long as they took, not as long as planned
+        way = (now - m.tx_ns - t.turnaround_ns) // 2 if now - m.tx_ns > t.turnaround_ns else 0
+        return (now - way if t.sample_answer else m.tx_ns + way) - t.back_ns
+    at = now - t.answer_ns if t.sample_answer else m.tx_end_ns + m.t35_ns
     if excess > 0 and not t.sample_answer:
         at += excess // 2
     return at - t.back_ns
@@ -229,14 +233,19 @@ cdef void _finish(Bus* b, ScanCtx* c, int result, int64_t now) noexcept nogil:
 
 cdef void _send(Bus* b, ScanCtx* c, int what, int dev, bint fast, int64_t turnaround, int64_t deadline, int64_t now) noexcept nogil:
     """m.tx is framed: out with it, whole or not at all."""
+    cdef int taken
     c.current = what
     c.current_dev = dev
     c.current_fast = fast
-    if b.send(b, c.m.tx, c.m.tx_len, now) == c.m.tx_len:
+    taken = -1 if c.m.broken else b.send(b, c.m.tx, c.m.tx_len, now)
+    if taken == c.m.tx_len:
         rtu_sent(&c.m, now, turnaround, deadline)
         if what == c.command:
-            c.command_end_ns = c.m.tx_end_ns
+            c.command_end_ns = c.m.tx_end_ns + c.m.path_ns // 2
     else:
+        if c.m.mbap and taken > 0:
+            c.m.broken = 1                  # half a frame in a stream: what followed would be read as its other half
+            b.lost = 1
         rtu_abort(&c.m, now)
         _finish(b, c, RX_TIMEOUT, now)
 
@@ -274,12 +283,12 @@ cdef bint _probe(Bus* b, ScanCtx* c, int dev, int64_t limit, int64_t now) noexce
     d.probe_count = n
     if rtu_build(&c.m, d.unit, d.probe_fc, d.probe_addr, n, NULL, 0, 0) < 0:
         return False
-    nominal = (c.m.tx_len + c.m.ask.len) * c.m.char_ns + c.m.t35_ns
+    nominal = (c.m.tx_len + c.m.ask.len) * c.m.char_ns + c.m.t35_ns + c.m.path_ns + d.turnaround_ns
     deadline = now + nominal + c.slack_ns
     if now + nominal + FIT_NS > limit:
         c.slots_missed += 1
         return False
-    _send(b, c, PROBE, dev, False, 0, deadline if deadline < limit else limit, now)
+    _send(b, c, PROBE, dev, False, d.turnaround_ns, deadline if deadline < limit else limit, now)
     return True
 
 
@@ -360,6 +369,8 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
 cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
     """Send what is due next, if the line is free and has had its silence. Every turn sends, waits, or strikes something off."""
     cdef int t
+    if c.m.broken:
+        b.lost = 1                          # the connection is of no more use: the helper thread brings another
     while True:
         if c.m.state == RTU_WAIT:
             b.deadline_ns = c.m.deadline_ns
@@ -475,7 +486,10 @@ cdef class BusScan(BusPort):
         self.c.current = IDLE
         self.c.command = table.command
         self.c.slot_tick = -2
-        rtu_init(&self.c.m, table.spec.baud, table.spec.line.bits, table.spec.untimed, NULL)
+        if table.spec.tcp:
+            tcp_init(&self.c.m, round(1e6 * table.spec.latency_ms), 0, NULL)
+        else:
+            rtu_init(&self.c.m, table.spec.baud, table.spec.line.bits, table.spec.untimed, NULL)
         build_tables(&self.c, table)
         self.bus.ctx = &self.c
         self.bus.on_tick = _on_tick
@@ -499,8 +513,18 @@ cdef class BusScan(BusPort):
 
 
 def compile_site(buses, devices, maps=None, timing=None):
-    """(Plan, [BusScan, ...] in the order of `buses`), ready for the engine; arguments of hal.plan.plan_site. Raises PlanError."""
+    """(Plan, [BusScan or CanScan, ...] in the order of `buses`), ready for the engine; arguments of hal.plan.plan_site. Raises PlanError."""
     from hal.plan import SiteTiming, plan_site
 
     plan = plan_site(buses, devices, maps, timing or SiteTiming())
-    return plan, [BusScan(table) for table in plan.tables]
+    return plan, [_port(table) for table in plan.tables]
+
+
+def _port(table):
+    from hal.canplan import CanTable
+
+    if isinstance(table, CanTable):
+        from hal.canscan import CanScan
+
+        return CanScan(table)
+    return BusScan(table)

@@ -78,6 +78,10 @@ cdef class ScanBench:
         b = <BusPort>self.ports[bus]
         b.bus.on_open(&b.bus, now)
 
+    def lost(self, int bus):
+        """True once the bus has given its descriptor up."""
+        return bool((<BusPort>self.ports[bus]).bus.lost)
+
     @property
     def next_ns(self):
         return min((<BusPort>p).bus.deadline_ns for p in self.ports)

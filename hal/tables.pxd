@@ -81,6 +81,7 @@ ctypedef struct DevRow:
     int32_t op_done             # the OP_* last served
     int32_t reset_seen
     int64_t again_ns            # verify, op, reversion: not before
+    int64_t turnaround_ns
     double rvrt_s               # as last written
 
 ctypedef struct ScanCtx:

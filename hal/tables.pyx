@@ -111,6 +111,7 @@ cdef int _device(ScanCtx* c, t, int i) except -1:
         for n in range(N_KINDS):
             d.txn[n] = -1
     d = &c.dev[k]
+    d.turnaround_ns = max(d.turnaround_ns, round(t.wire.turnaround_ms * 1e6))
     if t.count and d.probe_fc == 0 and t.fc != 23:
         d.probe_fc, d.probe_addr = t.fc, t.addr
     if d.txn[kind] < 0:

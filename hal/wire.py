@@ -217,12 +217,14 @@ def close_port(fd: int) -> None:
 class BlockingLine:
     """A master that waits: for scans, probes and tests, never for control. Same state machine as control's.
 
-    fd: open descriptor (tty, PTY, socket). untimed: no baud behind it (PTY, socket), so no answer is too soon.
+    fd: open descriptor (tty, PTY, socket). untimed: no baud behind it (PTY), so no answer is too soon. tcp: a connection, MBAP frames.
     """
 
-    def __init__(self, fd: int, baud: int = 115200, bits: int = 11, *, untimed: bool = False, timeout_s: float = 0.5) -> None:
-        self.fd = fd
-        self.master = PyRtuMaster(baud, bits, untimed)
+    def __init__(
+        self, fd: int, baud: int = 115200, bits: int = 11, *, untimed: bool = False, timeout_s: float = 0.5, tcp: bool = False
+    ) -> None:
+        self.fd, self.tcp = fd, tcp
+        self.master = PyRtuMaster(baud, bits, untimed, tcp=tcp)
         self.timeout_ns = round(timeout_s * 1e9)
 
     def __call__(self, unit: int, fc: int, addr: int, count: int) -> list[int]:
@@ -233,6 +235,8 @@ class BlockingLine:
         """One transaction; registers read (empty for plain writes). Raises NoAnswer, ValueError (no such request),
         OSError."""
         m = self.master
+        if m.broken:
+            raise NoAnswer("no answer: the connection is of no more use, it brought no Modbus or three times nothing", "broken")
         self._until(m.ready_ns)
         frame = m.request(unit, fc, addr, count, values, waddr)
         self._write(frame)
@@ -272,14 +276,27 @@ class BlockingLine:
 
     def _read(self) -> bytes:
         try:
-            return os.read(self.fd, 512)
+            data = os.read(self.fd, 512)
         except BlockingIOError:
             return b""
+        except ConnectionError as e:
+            raise self._gone(e.strerror or str(e)) from None
+        if not data and self.tcp:
+            raise self._gone("the other end has closed the connection")
+        return data
 
     def _write(self, frame: bytes) -> None:
-        if os.write(self.fd, frame) != len(frame):
+        try:
+            taken = os.write(self.fd, frame)
+        except ConnectionError as e:
+            raise self._gone(e.strerror or str(e)) from None
+        if taken != len(frame):
             self.master.abort(time.monotonic_ns())
             raise OSError(errno.EIO, "the port took only part of a request")
+
+    def _gone(self, why: str) -> NoAnswer:
+        self.master.abort(time.monotonic_ns())
+        return NoAnswer(f"no answer: {why}", "broken")
 
 
 def transact(line: int | Callable[..., list[int]], unit: int, fc: int, addr: int, count: int, **how: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""Wire time of Modbus RTU transactions and the latency they add up to. Arithmetic only; hal/plan.py places the
+"""Wire time of Modbus transactions and the latency they add up to. Arithmetic only; hal/plan.py places the
 transactions.
 
 Source: Modbus over serial line V1.02, clause 2.5.1 (characters of 11 bits, t3.5 fixed at 1.75 ms above 19200 baud).
@@ -26,6 +26,38 @@ class Line:
     def t35_ms(self) -> float:
         return 1.75 if self.baud > 19200 else 3.5 * self.char_ms
 
+    def travel_ms(self, chars: int) -> float:
+        """How long so many characters are on their way."""
+        return chars * self.char_ms
+
+    def room(self, budget_ms: float, turnaround_ms: float) -> int:
+        """How many registers one read may have to fit `budget_ms`."""
+        chars = int((budget_ms - 8 * self.char_ms - self.t35_ms - turnaround_ms) / self.char_ms + 1e-9)
+        return max(0, min(125, (chars - 5) // 2))
+
+
+@dataclass(frozen=True)
+class TcpLine(Line):
+    """A connection in a line's place: latency_ms there and back, half of it each way, whatever the length; no silence to keep."""
+
+    baud: int = 0
+    bits: int = 8
+    latency_ms: float = 1.0
+
+    @property
+    def char_ms(self) -> float:
+        return 0.0
+
+    @property
+    def t35_ms(self) -> float:
+        return 0.0
+
+    def travel_ms(self, chars: int) -> float:
+        return 0.5 * self.latency_ms
+
+    def room(self, budget_ms: float, turnaround_ms: float) -> int:
+        return 125 if self.latency_ms + turnaround_ms <= budget_ms else 0
+
 
 def request_chars(fc: int, write_registers: int = 0) -> int:
     """Characters of a request: 8 for reads and FC06, 9 + 2N for FC16, 13 + 2N for FC23."""
@@ -42,17 +74,17 @@ class WireTime:
     """One transaction on one line, in milliseconds."""
 
     line: Line
-    request: int  # characters
+    request: int  # characters, as RTU has them
     answer: int
     turnaround_ms: float
 
     @property
     def request_ms(self) -> float:
-        return self.request * self.line.char_ms
+        return self.line.travel_ms(self.request)
 
     @property
     def answer_ms(self) -> float:
-        return self.answer * self.line.char_ms
+        return self.line.travel_ms(self.answer)
 
     @property
     def nominal_ms(self) -> float:
@@ -65,12 +97,13 @@ class WireTime:
         return self.nominal_ms + self.line.t35_ms
 
     def arithmetic(self, silence: bool = True) -> str:
-        text = f"request {self.request_ms:.3f} + t3.5 {self.line.t35_ms:.3f}"
+        t35 = f" + t3.5 {self.line.t35_ms:.3f}" if self.line.t35_ms else ""
+        text = f"request {self.request_ms:.3f}{t35}"
         if self.turnaround_ms:
             text += f" + turnaround {self.turnaround_ms:.3f}"
         text += f" + answer {self.answer_ms:.3f}"
         if silence:
-            return text + f" + t3.5 {self.line.t35_ms:.3f} = {self.total_ms:.3f} ms"
+            return text + f"{t35} = {self.total_ms:.3f} ms"
         return text + f" = {self.nominal_ms:.3f} ms"
 
 

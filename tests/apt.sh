@@ -6,6 +6,7 @@ command -v picocom >/dev/null || want="$want picocom"
 command -v minicom >/dev/null || want="$want minicom"
 command -v tmux >/dev/null || want="$want tmux"
 [ -e /usr/include/modbus/modbus.h ] || want="$want libmodbus-dev"
+command -v candump >/dev/null || want="$want can-utils"
 command -v mbpoll >/dev/null || want="$want mbpoll"
 [ -z "$want" ] && exit 0
 [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "not installed (needs root and apt-get):$want; the tests that use them skip"; exit 0; }

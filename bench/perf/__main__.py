@@ -1,6 +1,6 @@
 """The benchmarks as a table.
 
-python -m bench.perf [--json FILE] [--only micro|rtu|virtual|process|console|realtime] [--traces DIR] [--seconds S]
+python -m bench.perf [--json FILE] [--only PART] [--traces DIR] [--seconds S]
 python -m bench.perf --markdown FILE.json: a run's JSON as a Markdown table.
 
 Exit code 0 when every row that could be measured holds, 1 otherwise. docs/benchmarks.md says what each row is.
@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.perf import console, micro, peer, process, realtime, rtu, virtual
+from bench.perf import can, console, micro, peer, process, realtime, rtu, virtual
 from bench.perf.rows import Row, markdown, table
 
-PARTS = ("micro", "rtu", "virtual", "process", "console", "realtime")
+PARTS = ("micro", "rtu", "can", "virtual", "process", "console", "realtime")
 
 
 def main() -> int:
@@ -52,6 +52,7 @@ def main() -> int:
     parts: dict[str, Callable[[], list[Row]]] = {
         "micro": micro_rows,
         "rtu": rtu.rows,
+        "can": can.rows,
         "virtual": lambda: virtual.rows(a.traces),
         "process": process.rows,
         "console": console.rows,

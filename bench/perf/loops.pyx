@@ -17,7 +17,7 @@ from posix.unistd cimport read, write
 from _core.image cimport BusStats, Group, Inputs, Limits, Outputs, ProcessImage, Record, Site, State, publish
 from _core.kernel cimport step
 from hal.codec cimport D_OK, DecodeRow, decode, fill_decode
-from hal.modbus cimport RX_MORE, RX_OK, RtuMaster, crc16, rtu_abort, rtu_build, rtu_expire, rtu_feed, rtu_init, rtu_sent
+from hal.modbus cimport RX_MORE, RX_OK, RtuMaster, crc16, rtu_abort, rtu_build, rtu_expire, rtu_feed, rtu_init, rtu_sent, tcp_init
 
 from hal.rows import Field
 
@@ -61,7 +61,7 @@ cdef fill_rows(DecodeRow* rows):
 
 
 cdef class Client:
-    """Our RTU master on a descriptor: Client(fd, unit, timeout_ns=1 s).
+    """Our master on a descriptor: Client(fd, unit, timeout_ns=1 s, tcp=False).
 
     The line is untimed: t3.5 is the bus's, not the client's, and a PTY has none.
     """
@@ -71,11 +71,14 @@ cdef class Client:
     cdef int fd, unit, epoll_fd, timer_fd
     cdef int64_t timeout_ns
 
-    def __cinit__(self, int fd, int unit, int64_t timeout_ns=1_000_000_000):
+    def __cinit__(self, int fd, int unit, int64_t timeout_ns=1_000_000_000, bint tcp=False):
         cdef epoll_event ev
         self.fd, self.unit, self.timeout_ns = fd, unit, timeout_ns
         memset(&self.stats, 0, sizeof(BusStats))
-        rtu_init(&self.m, 460800, 11, True, &self.stats)
+        if tcp:
+            tcp_init(&self.m, 0, 0, &self.stats)
+        else:
+            rtu_init(&self.m, 460800, 11, True, &self.stats)
         fill_rows(self.rows)
         self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         self.timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)

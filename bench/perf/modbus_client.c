@@ -1,4 +1,4 @@
-/* libmodbus's own client, timed: modbus_client PATH UNIT. Each line "N PAUSE_NS" on stdin is answered by one line of N times in ns, from
+/* libmodbus's own client, timed: modbus_client PATH UNIT, PATH a tty (RTU) or tcp://127.0.0.1:PORT. Each line "N PAUSE_NS" on stdin is answered by one line of N times in ns, from
  * modbus_read_registers (its first act is to frame and write the request) to ten decoded doubles; a failed or wrong read is -1.
  */
 #define _DEFAULT_SOURCE
@@ -35,7 +35,9 @@ int main(int argc, char **argv)
     double value[REGISTERS / 2];
     long n, pause_ns;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    modbus_t *ctx = modbus_new_rtu(argc > 1 ? argv[1] : "", 460800, 'N', 8, 1);
+    const char *path = argc > 1 ? argv[1] : "";
+    const char *port = strncmp(path, "tcp://", 6) == 0 ? strrchr(path, ':') : NULL;
+    modbus_t *ctx = port != NULL ? modbus_new_tcp("127.0.0.1", atoi(port + 1)) : modbus_new_rtu(path, 460800, 'N', 8, 1);
     if (ctx == NULL || modbus_set_slave(ctx, argc > 2 ? atoi(argv[2]) : 1) < 0 || modbus_connect(ctx) < 0) {
         fprintf(stderr, "libmodbus cannot open the port\n");
         return 1;

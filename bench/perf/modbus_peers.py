@@ -1,4 +1,4 @@
-"""The Modbus RTU peers, each timed alike: libmodbus's slave and client, compiled from the C files beside this one, and Python clients."""
+"""The Modbus peers, each timed alike: libmodbus's slave and client, compiled from the C files beside this one, and Python clients."""
 
 from __future__ import annotations
 
@@ -55,10 +55,11 @@ def fifo(pid: int, priority: int) -> bool:
 
 
 class Slave:
-    """A libmodbus slave behind a PTY; `port` is the path of the client's end. Each client has its own: nobody reads another's bytes."""
+    """A libmodbus slave behind a PTY, or (tcp) on a loopback port; `port` is the path of the client's end, or tcp://127.0.0.1:PORT.
+    Each client has its own: nobody reads another's bytes."""
 
-    def __init__(self, program: Path, priority: int = 0, cpu: int | None = None) -> None:
-        self.process = subprocess.Popen([str(program), str(UNIT)], stdout=subprocess.PIPE, text=True)
+    def __init__(self, program: Path, priority: int = 0, cpu: int | None = None, *, tcp: bool = False) -> None:
+        self.process = subprocess.Popen([str(program), str(UNIT), *(["tcp"] if tcp else [])], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = self.process.stdout.readline().strip()
         if not self.port:
@@ -104,10 +105,12 @@ class Ours(Client):
 
     def __init__(self, port: str) -> None:
         from bench.perf.loops import Client as Loop
+        from hal.dial import open_tcp
         from hal.wire import open_port
 
-        self.fd = open_port(port, BAUD, "N")
-        self.loop = Loop(self.fd, UNIT, round(TIMEOUT_S * 1e9))
+        tcp = port.startswith("tcp://")
+        self.fd = open_tcp(port) if tcp else open_port(port, BAUD, "N")
+        self.loop = Loop(self.fd, UNIT, round(TIMEOUT_S * 1e9), tcp)
 
     def run(self, n: int, pause_ns: int) -> list[int]:
         return self.loop.run(n, pause_ns)

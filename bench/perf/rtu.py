@@ -1,4 +1,4 @@
-"""One RTU transaction: 20 registers over a PTY from a libmodbus slave, from the first byte written to ten decoded doubles.
+"""One transaction: 20 registers over a PTY from a libmodbus slave, from the first byte written to ten decoded doubles.
 
 Ours and four peers in the same minutes, a block of reads each in turn, all at one priority (SCHED_FIFO where the system allows), clients on
 one CPU and slaves on another (left alone, the scheduler's choice of CPUs decides more than the client does), every read after the same
@@ -6,6 +6,8 @@ pause, which covers t3.5 of those that keep it by themselves. Then all of it aga
 priority on any CPU; libmodbus's client is a process of its own, so it meets the thread only as load.
 
 A PTY hands its bytes over in a kernel worker of normal priority: other load on the machine stands in everybody's p99.
+
+The same over loopback TCP, ours against libmodbus's client.
 """
 
 from __future__ import annotations
@@ -73,18 +75,20 @@ def awake() -> Iterator[None]:
             os.close(fd)
 
 
-def clients(into: Path, stack: contextlib.ExitStack, priority: int) -> tuple[list[Client], list[str]]:
-    """Every client that can be had, each with a slave of its own, and what is missing. Raises NoPeer without libmodbus.
+def clients(into: Path, stack: contextlib.ExitStack, priority: int, tcp: bool = False) -> tuple[list[Client], list[str]]:
+    """Every client that can be had (tcp: the judged pair), each with a slave of its own, and what is missing. Raises NoPeer without
+    libmodbus.
 
     The calling thread, and with it every client, stays on the first of its CPUs; slaves go to the second where there is one."""
     slave, client = peers.build("modbus_slave", into), peers.build("modbus_client", into)
     cpus = sorted(os.sched_getaffinity(0))
     stack.callback(os.sched_setaffinity, 0, set(cpus))
     os.sched_setaffinity(0, {cpus[0]})
-    make: list[Callable[[str], Client]] = [Ours, lambda port: LibModbus(port, client, priority), PymodbusSync, PymodbusAsync, MinimalModbus]
+    make: list[Callable[[str], Client]] = [Ours, lambda port: LibModbus(port, client, priority)]
+    make += [] if tcp else [PymodbusSync, PymodbusAsync, MinimalModbus]
     got, missing = [], []
     for one in make:
-        port = stack.enter_context(Slave(slave, priority, cpus[-1] if len(cpus) == 1 else cpus[1])).port
+        port = stack.enter_context(Slave(slave, priority, cpus[-1] if len(cpus) == 1 else cpus[1], tcp=tcp)).port
         try:
             made = one(port)
         except ImportError as e:
@@ -109,21 +113,21 @@ def measure(all_clients: list[Client], rounds: int) -> Times:
     return times
 
 
-def verdicts(tag: str, times: Times, silence: dict[str, str]) -> list[Row]:
+def verdicts(tag: str, times: Times, silence: dict[str, str], wire: str = "rtu") -> list[Row]:
     """The ratio rows, then one row a client."""
     good = {name: [t for t in took if t >= 0] for name, took in times.items()}
     us = {name: (quantile(t, 0.5) / 1e3, quantile(t, 0.99) / 1e3) for name, t in good.items()}
     out = []
     for i, q in enumerate(("p50", "p99")):
         mine, theirs = us["ours"][i], us["libmodbus"][i]
-        out.append(at_most(f"rtu, {tag}: ours / libmodbus {q}", mine / theirs, MAX_RATIO, note=f"{mine:.1f} / {theirs:.1f} us"))
+        out.append(at_most(f"{wire}, {tag}: ours / libmodbus {q}", mine / theirs, MAX_RATIO, note=f"{mine:.1f} / {theirs:.1f} us"))
     for name, (p50, p99) in us.items():
         failed = len(times[name]) - len(good[name])
         note = f"p99 {p99:.1f} us of {len(times[name])}, {failed} failed; silence: {silence[name]}"
         if name == "ours" and failed:
-            out.append(Row(f"rtu, {tag}: {name} p50 us", round(p50, 1), "no read fails", False, note))
+            out.append(Row(f"{wire}, {tag}: {name} p50 us", round(p50, 1), "no read fails", False, note))
         else:
-            out.append(info(f"rtu, {tag}: {name} p50 us", p50, note))
+            out.append(info(f"{wire}, {tag}: {name} p50 us", p50, note))
     return out
 
 
@@ -138,12 +142,16 @@ def rows(rounds: int = ROUNDS) -> list[Row]:
         stack.enter_context(awake())
         try:
             got, missing = clients(into, stack, priority)
+            over_tcp, _ = clients(into, stack, priority, tcp=True)
         except NoPeer as e:
             return [Row("rtu transaction", None, f"<= {MAX_RATIO} x libmodbus", None, str(e))]
         silence = {c.name: c.silence for c in got}
         out = verdicts("quiet", measure(got, rounds), silence)
+        no_silence = {c.name: "none over TCP" for c in over_tcp}
+        out += verdicts("quiet", measure(over_tcp, rounds), no_silence, "tcp")
         with busy_thread(cpus):
             out += verdicts("busy thread", measure(got, rounds), silence)
+            out += verdicts("busy thread", measure(over_tcp, rounds), no_silence, "tcp")
     out += [Row("rtu: a peer is missing", None, "(no bar)", None, why) for why in missing]
     how = f"SCHED_FIFO {priority} for clients and slaves" if priority else "normal priority for all (no SCHED_FIFO here)"
     how += f"; load average {os.getloadavg()[0]:.1f} at the end"

@@ -1,10 +1,10 @@
-"""`python -m bench.plant --config FILE.json`: the virtual cabinet in real time behind PTYs.
+"""`python -m bench.plant --config FILE.json`: the virtual cabinet in real time behind PTYs and loopback TCP ports.
 
-stdout, one JSON object a line: first {"ports": {"a": "/dev/pts/N"}, "pid", "t0_ns", "load_duration_s"} when ready, or
-{"errors": [...]} and exit code 2. stdin, one JSON object a line: {"set": {key: value, ...}} (all or none), {"params":
-true} (every setting with its value and range), {"truth": PATH} (write the truth now), {"stop": true}; each is answered by
-one line ({"set": ...}, {"params": ...}, {"truth": ...}, {"error": ...}). EOF,
-{"stop"}, SIGTERM, SIGINT or the end of duration_s end the run and write OUT/truth.npz when `out` is set.
+stdout, one JSON object a line: first {"ports": {"a": "/dev/pts/N", "b": "tcp://127.0.0.1:N"}, "pid", "t0_ns",
+"load_duration_s"} when ready, or {"errors": [...]} and exit code 2. stdin, one JSON object a line: {"set": {key: value,
+...}} (all or none), {"params": true} (every setting with its value and range), {"truth": PATH} (write the truth now),
+{"stop": true}; each is answered by one line ({"set": ...}, {"params": ...}, {"truth": ...}, {"error": ...}). EOF, {"stop"},
+SIGTERM, SIGINT or the end of duration_s end the run and write OUT/truth.npz when `out` is set.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import sys
 import threading
 import tty
@@ -54,6 +55,17 @@ def _open_ptys(names: list[str]) -> tuple[dict[str, int], dict[str, str], list[i
         masters[name], paths[name] = master, os.ttyname(slave)
         slaves.append(slave)
     return masters, paths, slaves
+
+
+def _open_sockets(ports: dict[str, int]) -> tuple[dict[str, int], dict[str, str]]:
+    """Listening sockets on ports of 127.0.0.1 (0: one that is free), and their names. Raises OSError."""
+    listening, paths = {}, {}
+    for name, number in ports.items():
+        sock = socket.create_server(("127.0.0.1", number))
+        sock.setblocking(False)
+        paths[name] = "tcp://{}:{}".format(*sock.getsockname())
+        listening[name] = sock.detach()
+    return listening, paths
 
 
 def _real_time(priority: int, cpu: int | None) -> int | None:
@@ -146,8 +158,13 @@ def run(raw: dict[str, Any]) -> int:
     except OSError as e:
         _say({"errors": [f"out: {e}"]})
         return 2
-    masters, paths, slaves = _open_ptys(list(cfg.ports))
-    loop = RealTime(plant, masters)
+    try:
+        listening, named = _open_sockets({name: port.listen for name, port in cfg.ports.items() if port.tcp})
+    except OSError as e:
+        _say({"errors": [f"ports: {e}: another port, or true for any that is free"]})
+        return 2
+    masters, paths, slaves = _open_ptys([name for name, port in cfg.ports.items() if not port.tcp])
+    loop = RealTime(plant, masters | listening)
     control = _Control(loop, plant)
     for s in (signal.SIGTERM, signal.SIGINT):
         signal.signal(s, control.finish)
@@ -171,7 +188,7 @@ def run(raw: dict[str, Any]) -> int:
     seconds = cfg.load.duration_s
     _say(
         {
-            "ports": paths,
+            "ports": paths | named,
             "pid": os.getpid(),
             "t0_ns": t0[0],
             "load_duration_s": None if seconds == float("inf") else seconds,
@@ -182,7 +199,7 @@ def run(raw: dict[str, Any]) -> int:
     thread.join()
     if cfg.out is not None:
         plant.write_truth(Path(cfg.out) / "truth.npz")
-    for fd in (*masters.values(), *slaves):
+    for fd in (*masters.values(), *slaves, *listening.values()):
         os.close(fd)
     return 0
 

@@ -1,12 +1,13 @@
 """Configuration of the virtual cabinet: a plain dict (JSON), checked as a whole.
 
-    {"params": {"battery.soc": 0.55}, "ports": {"a": {"baud": 460800, "parity": "E", "stop_bits": 1}},
+    {"params": {"battery.soc": 0.55}, "ports": {"a": {"baud": 460800, "parity": "E", "stop_bits": 1}, "b": {"tcp": true | PORT}},
      "devices": [{"kind": "meter", "port": "a", "unit": 1}],
      "load": {"trace": "FILE[:COLUMN]" | "steps" | "cluster" | WATTS, "edge": "step" | "linear" | MS, "scale": 1,
      "repeat": true}, "seed": 1, "out": DIR | null, "duration_s": null, "faults": [{"at_s": 5, "for_s": 2, "key":
      "meter.dead", "value": 1}], "rt": {"priority": 80, "cpu": 0}}
 
-Every part has a default: builtin(). `for_s` missing or null: the fault stays. rt.cpu null: any; rt.priority 0: normal
+A port {"bitrate": 500000} is an slcan adapter on a CAN bus: what BMS and PCS speak there says
+bench/plant/can.pyx. Every part has a default: builtin(). `for_s` missing or null: the fault stays. rt.cpu null: any; rt.priority 0: normal
 scheduling.
 """
 
@@ -23,6 +24,7 @@ from bench.plant import params
 KINDS = ("meter", "bms", "pcs")
 MAX_FAULTS = 512
 _DEFAULT_PORT = {"baud": 460800, "parity": "E", "stop_bits": 1}
+_CAN_RATES = (10_000, 20_000, 50_000, 100_000, 125_000, 250_000, 500_000, 800_000, 1_000_000)
 
 
 class ConfigError(ValueError):
@@ -35,10 +37,15 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class PortConfig:
-    """Serial line: baud, and bits per character with start, parity and stop bits."""
+    """Serial line: baud, and bits per character with start, parity and stop bits. tcp: a Modbus TCP server in its place, in real time
+    on loopback port `listen` (0: any that is free). bitrate: an slcan adapter on a CAN bus in its place.
+    """
 
     baud: int
     char_bits: int
+    tcp: bool = False
+    listen: int = 0
+    bitrate: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,12 +145,14 @@ class _Check:
 def _ports(c: _Check, raw: object) -> dict[str, PortConfig]:
     out = {}
     for name, row in c.table(raw, "ports", params.PORT_NAMES).items():
-        t = _DEFAULT_PORT | c.table(row, f"ports.{name}", tuple(_DEFAULT_PORT))
+        t = _DEFAULT_PORT | {"tcp": False, "bitrate": 0} | c.table(row, f"ports.{name}", (*_DEFAULT_PORT, "tcp", "bitrate"))
+        listen = 0 if isinstance(t["tcp"], bool) else int(c.number(t["tcp"], f"ports.{name}.tcp", 1, 65535, 1))
         baud = c.number(t["baud"], f"ports.{name}.baud", 300, 12_000_000, 460800)
         parity = c.one_of(t["parity"], f"ports.{name}.parity", ("N", "E", "O"), "E")
         stop = c.one_of(t["stop_bits"], f"ports.{name}.stop_bits", (1, 2), 1)
         if name in params.PORT_NAMES:
-            out[name] = PortConfig(int(baud), 9 + (parity != "N") + stop)
+            rate = c.one_of(t["bitrate"], f"ports.{name}.bitrate", (0, *_CAN_RATES), 0)
+            out[name] = PortConfig(int(baud), 9 + (parity != "N") + stop, t["tcp"] is not False, listen, rate)
     return out
 
 
@@ -154,9 +163,13 @@ def _devices(c: _Check, raw: object, ports: dict[str, PortConfig]) -> list[Devic
         t = c.table(row, where, ("kind", "port", "unit"))
         kind = c.one_of(t.get("kind"), f"{where}.kind", KINDS, "meter")
         port = c.one_of(t.get("port"), f"{where}.port", tuple(ports), "a")
-        unit = int(c.number(t.get("unit"), f"{where}.unit", 1, 247, 1))
-        if any(d.port == port and d.unit == unit for d in out):
+        low, high = (0, 255) if port in ports and ports[port].tcp else (1, 247)
+        unit = int(c.number(t.get("unit"), f"{where}.unit", low, high, 1))
+        can = bool(ports.get(port, PortConfig(0, 0)).bitrate)  # there the identifiers tell devices apart
+        if not can and any(d.port == port and d.unit == unit for d in out):
             c.problems.append(f"{where}: unit {unit} on port {port} is taken: choose another unit")
+        if kind == "meter" and can:
+            c.problems.append(f"{where}: the plant's meter does not speak CAN")
         if kind != "meter" and any(d.kind == kind for d in out):
             c.problems.append(f"{where}: a second {kind}: the plant has one")
         out.append(DeviceConfig(kind, port, unit))

@@ -95,6 +95,7 @@ def _fixed() -> list[Param]:
             "1: a WSet write restarts the reversion timer (unsettled between devices)",
         ),
         Param("pcs.start_s", 0.5, 0, 600, "s", "STARTING to RUNNING"),
+        Param("pcs.can_timeout_s", 0.1, 0, 60, "s", "on CAN: power goes to 0 so long after the last command frame; 0: never"),
         Param("pcs.initial_state", 7, 0, 7, "", "701.InvSt at start: 0 off, 3 running, 7 standby", live=False),
         Param(
             "pcs.initial_wset_w",
@@ -124,6 +125,8 @@ def _fixed() -> list[Param]:
         Param("bms.evt1", 0, 0, 2**30 - 1, "", "bits put into 802.Evt1 besides the real ones"),
         Param("bms.soc_offset", 0, -1, 1, "1", "SoC shown - true SoC"),
         Param("bms.hb_stuck", 0, 0, 1, "", "1: 802.Hb stands still"),
+        Param("bms.can_mute", 0, 0, 1, "", "1: on CAN, the frame with the limits (0x351, 0x232) is not sent any more"),
+        Param("bms.can_foxbms", 0, 0, 1, "", "on CAN: 0 Pylontech's low-voltage frames, 1 those of foxBMS 2", live=False),
         *_answering("bms", "BMS"),
         Param("grid.f_hz", 50, 40, 70, "Hz", "grid frequency"),
         Param("grid.v_ln_v", 230, 0, 400, "V", "line to neutral voltage"),
@@ -145,6 +148,8 @@ def _of_port(port: str) -> list[Param]:
         Param(f"{port}.echo", 0, 0, 1, "", "1: the adapter gives the master its own bytes back"),
         Param(f"{port}.chunk", 0, 0, 1, "", "1: answers arrive in two pieces, each when its last bit is on the wire"),
         Param(f"{port}.jitter_s", 0, 0, 1, "s", "answers start up to this much later, evenly spread"),
+        Param(f"{port}.latency_s", 0.001, 0, 1, "s", "TCP: a request's way there and its answer's way back, together"),
+        Param(f"{port}.cut", 0, 0, 1, "", "1: a TCP server that is down: closes its connection and refuses others"),
     ]
 
 

@@ -10,6 +10,7 @@ from libc.math cimport fmax
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from bench.plant.can cimport can_init, can_next, can_run, can_rx
 from bench.plant.devices cimport bms_refresh, meter_latch
 from bench.plant.pcs cimport pcs_init, pcs_next, pcs_refresh, pcs_run
 from bench.plant.physics cimport (
@@ -40,6 +41,8 @@ from bench.plant.state cimport (
     N_PARS,
     N_RSOC,
     N_RTEMP,
+    N_PORT_PARS,
+    P_FIXED_COUNT,
     P_battery_soc,
     P_battery_temp_c,
     P_bms_contactor_open,
@@ -52,12 +55,14 @@ from bench.plant.state cimport (
     P_meter_update_s,
     P_pcs_corrupt_p,
     P_pcs_s_rated_va,
+    PP_cut,
     Device,
     FaultAct,
     Plant,
     Port,
     Truth,
 )
+from bench.plant.tcp cimport tcp_init, tcp_next, tcp_run, tcp_rx
 from bench.plant.wire cimport port_init, port_next, port_run, port_rx
 
 import numpy as np
@@ -74,8 +79,20 @@ TRUTH_CAP_S = 6 * 3600      # bins and commands of a plant that runs for ever st
 
 cdef void plant_rx(Plant* p, int port, const uint8_t* buf, int n, int64_t t_ns) noexcept nogil:
     """Bytes a master begins to send: first bit at t_ns. Run the plant to t_ns before."""
-    if p.started and 0 <= port < MAX_PORTS:
+    if not p.started or not 0 <= port < MAX_PORTS:
+        return
+    if p.port[port].used == 2:
+        can_rx(p, port, buf, n, t_ns)
+    elif p.port[port].tcp:
+        tcp_rx(p, port, buf, n, t_ns)
+    else:
         port_rx(p, port, buf, n, t_ns)
+
+
+cdef inline int64_t _port_next(Plant* p, int port) noexcept nogil:
+    if p.port[port].used == 2:
+        return can_next(p, port)
+    return tcp_next(p, port) if p.port[port].tcp else port_next(p, port)
 
 
 cdef int64_t plant_next(Plant* p) noexcept nogil:
@@ -94,7 +111,7 @@ cdef int64_t plant_next(Plant* p) noexcept nogil:
         t = u
     for i in range(MAX_PORTS):
         if p.port[i].used:
-            u = port_next(p, i)
+            u = _port_next(p, i)
             if u < t:
                 t = u
     return t
@@ -135,8 +152,13 @@ cdef void _one_event(Plant* p, int64_t t) noexcept nogil:
         pcs_run(p, t)
         return
     for i in range(MAX_PORTS):
-        if p.port[i].used and port_next(p, i) <= t:
-            port_run(p, i, t)
+        if p.port[i].used and _port_next(p, i) <= t:
+            if p.port[i].used == 2:
+                can_run(p, i, t)
+            elif p.port[i].tcp:
+                tcp_run(p, i, t)
+            else:
+                port_run(p, i, t)
             return
 
 
@@ -181,6 +203,8 @@ cdef void _apply(Plant* p, int index, double value, int64_t t) noexcept nogil:
         pcs_refresh(p, t)
     elif P_pcs_s_rated_va <= index <= P_pcs_corrupt_p:
         pcs_refresh(p, t)
+    elif index >= P_FIXED_COUNT and (index - P_FIXED_COUNT) % N_PORT_PARS == PP_cut and value != 0.0:
+        p.port[(index - P_FIXED_COUNT) // N_PORT_PARS].hang_ns = t
 
 
 cdef void plant_late(Plant* p, int64_t t_ns, int64_t late_ns) noexcept nogil:
@@ -353,7 +377,12 @@ cdef class VirtualPlant:
         battery_init(p)
         self._devices()
         for name, port in self.config.ports.items():
-            port_init(p, self.ports[name], port.baud, port.char_bits)
+            if port.bitrate:
+                can_init(p, self.ports[name], port.bitrate)
+            elif port.tcp:
+                tcp_init(p, self.ports[name])
+            else:
+                port_init(p, self.ports[name], port.baud, port.char_bits)
         p.latch_ns = p.t0_ns if p.par[P_meter_update_s] > 0.0 else INT64_MAX
         pcs_init(p)
         p.started = 1
@@ -383,7 +412,7 @@ cdef class VirtualPlant:
 
     def run(self, t_ns):
         """Handle all events up to t_ns; returns what was emitted meanwhile: [(port number, bytes, t_ns)], unless emit
-        was replaced.
+        was replaced. No bytes: the cabinet has closed that TCP connection.
         """
         plant_run(self.p, t_ns)
         out = list(self._out)

@@ -1,6 +1,6 @@
-"""The virtual cabinet in real time: one thread without the GIL between PTY masters and the plant.
+"""The virtual cabinet in real time: one thread without the GIL between PTY masters or TCP connections and the plant.
 
-epoll on the masters, a timerfd on absolute CLOCK_MONOTONIC for the plant's next event, an eventfd for messages from
+epoll on the masters, listening sockets and connections, a timerfd on absolute CLOCK_MONOTONIC for the plant's next event, an eventfd for messages from
 Python. The plant computes every event at its nominal instant even when the thread wakes late; late wakes (> 0.5 ms)
 go into the truth, so that the judge can leave out what the bench itself disturbed.
 """
@@ -9,6 +9,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 from bench.plant.plant cimport VirtualPlant, plant_late, plant_next, plant_run, plant_rx, plant_set
 from bench.plant.state cimport MAX_PORTS, Plant
+from bench.plant.tcp cimport tcp_accept, tcp_reset
 
 import os
 
@@ -17,10 +18,13 @@ from bench.plant import params as _params
 cdef extern from * nogil:
     """
     #include <errno.h>
+    #include <netinet/in.h>
+    #include <netinet/tcp.h>
     #include <stdint.h>
     #include <sys/epoll.h>
     #include <sys/eventfd.h>
     #include <sys/mman.h>
+    #include <sys/socket.h>
     #include <sys/timerfd.h>
     #include <time.h>
     #include <unistd.h>
@@ -46,6 +50,12 @@ cdef extern from * nogil:
         for (int i = 0; i < n; i++) ready |= 1u << ev[i].data.u32;
         return ready;
     }
+    static int plant_accept(int fd) {
+        int one = 1, conn = accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (conn >= 0) setsockopt(conn, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        return conn;
+    }
+    static int plant_would_wait(void) { return errno == EAGAIN || errno == EINTR; }
     static int plant_timerfd(void) { return timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC); }
     static int plant_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
     static int plant_epoll(void) { return epoll_create1(EPOLL_CLOEXEC); }
@@ -64,6 +74,8 @@ cdef extern from * nogil:
     int plant_arm(int fd, int64_t t_ns)
     int plant_watch(int ep, int fd, uint32_t tag)
     uint32_t plant_wait(int ep)
+    int plant_accept(int fd)
+    int plant_would_wait()
     int plant_timerfd()
     int plant_eventfd()
     int plant_epoll()
@@ -72,8 +84,10 @@ cdef extern from * nogil:
     void PLANT_STORE(uint32_t x, uint32_t v)
     ssize_t c_read "read"(int fd, void* buf, size_t n)
     ssize_t c_write "write"(int fd, const void* buf, size_t n)
+    int c_close "close"(int fd)
 
 cdef enum:
+    TAG_LISTEN = 8          # and the port's number
     TAG_TIMER = 30
     TAG_MAIL = 31
     BOX = 256               # messages under way; a power of two
@@ -88,15 +102,39 @@ cdef struct Loop:
     Mail box[BOX]
     uint32_t head, tail, stop
     int ep, tfd, efd
-    int fd[MAX_PORTS]
+    int fd[MAX_PORTS]       # PTY master or connection; -1: none
+    int listen[MAX_PORTS]   # -1: a PTY
     int64_t end_ns, wakes, worst_late_ns
     Plant* p
 
 
+cdef void _hang_up(Loop* r, int port) noexcept nogil:
+    if r.listen[port] >= 0 and r.fd[port] >= 0:
+        c_close(r.fd[port])         # epoll forgets it with its last descriptor
+        r.fd[port] = -1
+
+
+cdef void _welcome(Loop* r, int port) noexcept nogil:
+    """A master connects. One at a time: the newest, because one that has lost its connection comes back before we see that."""
+    cdef int conn = plant_accept(r.listen[port])
+    if conn < 0:
+        return
+    if not tcp_accept(r.p, port):
+        c_close(conn)
+        return
+    _hang_up(r, port)
+    r.fd[port] = conn
+    plant_watch(r.ep, conn, port)
+
+
 cdef void _emit(void* ctx, int port, const uint8_t* buf, int n, int64_t t_ns) noexcept nogil:
-    """One write for one answer. A full PTY (nobody reads) loses bytes, as a line would."""
+    """One write for one answer. A full PTY (nobody reads) loses bytes, as a line would; n = 0 ends a connection."""
     cdef Loop* r = <Loop*>ctx
-    cdef ssize_t sent = c_write(r.fd[port], buf, n)
+    cdef ssize_t sent
+    if n == 0:
+        _hang_up(r, port)
+        return
+    sent = c_write(r.fd[port], buf, n)
     if sent < n:
         r.p.port[port].bytes_lost += n - (sent if sent > 0 else 0)
 
@@ -140,17 +178,22 @@ cdef void _loop(Loop* r) noexcept nogil:
             c_read(r.efd, &ticks, 8)
             _mail(r, now_ns)
         for i in range(MAX_PORTS):
-            if ready & (<uint32_t>1 << i):
+            if ready & (<uint32_t>1 << i) and r.fd[i] >= 0:
                 n = c_read(r.fd[i], buf, 512)
                 if n > 0:
                     plant_rx(r.p, i, buf, <int>n, now_ns)
+                elif r.listen[i] >= 0 and (n == 0 or not plant_would_wait()):
+                    _hang_up(r, i)
+                    tcp_reset(r.p, i)
+            if ready & (<uint32_t>1 << (TAG_LISTEN + i)):
+                _welcome(r, i)
         if now_ns >= r.end_ns:
             return
 
 
 cdef class RealTime:
-    """Runs a VirtualPlant on PTY masters: `RealTime(plant, {"a": master_fd})`, then `run()` in a thread of its own;
-    `post`, `stop` from others.
+    """Runs a VirtualPlant on PTY masters and listening sockets: `RealTime(plant, {"a": master_fd, "b": listening_fd})`, then
+    `run()` in a thread of its own; `post`, `stop` from others.
     """
 
     cdef Loop r
@@ -164,13 +207,23 @@ cdef class RealTime:
             raise OSError("epoll, timerfd or eventfd is not to be had")
         plant_watch(self.r.ep, self.r.tfd, TAG_TIMER)
         plant_watch(self.r.ep, self.r.efd, TAG_MAIL)
+        cdef int i
+        for i in range(MAX_PORTS):
+            self.r.fd[i] = self.r.listen[i] = -1
         for name, fd in masters.items():
-            self.r.fd[<int>plant.ports[name]] = fd
-            plant_watch(self.r.ep, fd, plant.ports[name])
+            i = plant.ports[name]
+            if plant.config.ports[name].tcp:
+                self.r.listen[i] = fd
+                plant_watch(self.r.ep, fd, TAG_LISTEN + i)
+            else:
+                self.r.fd[i] = fd
+                plant_watch(self.r.ep, fd, i)
         plant.p.emit = _emit
         plant.p.emit_ctx = &self.r
 
     def __dealloc__(self):
+        for i in range(MAX_PORTS):
+            _hang_up(&self.r, i)
         for fd in (self.r.ep, self.r.tfd, self.r.efd):
             if fd > 0:
                 os.close(fd)

@@ -8,8 +8,8 @@ SunSpec's signs (see devices.pyx).
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-# Bytes on the wire, on their way to the master; the LAST bit of buf is on the wire at t_ns. Must not call back into
-# the plant.
+# Bytes on the wire, on their way to the master; the LAST bit of buf is on the wire at t_ns. n = 0: the cabinet closes the TCP
+# connection. Must not call back into the plant.
 ctypedef void (*emit_fn)(void* ctx, int port, const uint8_t* buf, int n, int64_t t_ns) noexcept nogil
 
 cdef enum:
@@ -27,7 +27,12 @@ cdef enum:
     N_OCV = 201
     N_RTEMP = 4
     N_RSOC = 11
-    N_PORT_PARS = 7
+    N_PORT_PARS = 9
+    SEGMENTS = 16           # pieces of a TCP stream on their way to the server
+    STREAM_BYTES = 1024     # ... and their bytes: three requests of the longest kind, and a master has one under way
+    CAN_QUEUE = 64          # frames of all nodes that wait for the bus
+    CAN_LINE = 64           # characters of an slcan line
+    CAN_TEXT = 256          # answers of the adapter on their way to the master
 
 # One parameter = one double in Plant.par; the key "pcs.tau_s" is P_pcs_tau_s. bench/plant/params.py holds default,
 # range, unit, text and refuses to load when the two lists differ.
@@ -46,6 +51,7 @@ cpdef enum:
     P_pcs_ignore_commands
     P_pcs_setpoint_renews
     P_pcs_start_s
+    P_pcs_can_timeout_s
     P_pcs_initial_state
     P_pcs_initial_wset_w
     P_pcs_initial_rvrt_s
@@ -73,6 +79,8 @@ cpdef enum:
     P_bms_evt1
     P_bms_soc_offset
     P_bms_hb_stuck
+    P_bms_can_mute
+    P_bms_can_foxbms
     P_bms_dead
     P_bms_turnaround_s
     P_bms_delay_answer_s
@@ -96,9 +104,11 @@ cpdef enum:
     PP_echo
     PP_chunk
     PP_jitter_s
+    PP_latency_s
+    PP_cut
 
 cdef enum:
-    N_PARS = 81             # P_FIXED_COUNT + MAX_PORTS * N_PORT_PARS; checked when state is imported
+    N_PARS = 92             # P_FIXED_COUNT + MAX_PORTS * N_PORT_PARS; checked when state is imported
 
 cpdef enum:
     EV_FAULT_SET = 1        # value: index of the parameter
@@ -111,6 +121,7 @@ cpdef enum:
     EV_GRID_BACK = 8
     EV_COMMAND_DROPPED = 9  # the command queue was full
     EV_PARAM_SET = 10       # value: index of the parameter
+    EV_HANG_UP = 11         # value: port whose TCP connection the cabinet has closed
 
 cdef enum:
     KIND_METER = 0
@@ -148,7 +159,13 @@ cdef struct Tx:
     uint8_t buf[TX_BYTES]
 
 cdef struct Port:
-    int used
+    int used                # 1 RTU or TCP, 2 CAN
+    int tcp                 # a connection: no characters, no silence; rx, rx_n and what follows them are a line's alone
+    int64_t hang_ns         # when the cabinet closes the connection; INT64_MAX: never
+    int seg_n, arrived, stream_n
+    int64_t seg_at_ns[SEGMENTS]
+    int seg_len[SEGMENTS]
+    uint8_t stream[STREAM_BYTES]
     int64_t char_ns, t35_ns
     int rx_n, rx_overrun
     int64_t rx_start_ns, rx_end_ns
@@ -159,6 +176,30 @@ cdef struct Port:
     # counters of the truth
     int64_t requests, bad_crc, silence_violations, faults_injected, exceptions
     int64_t no_device, tx_dropped, collisions, bytes_lost
+
+cdef struct CanMessage:
+    uint32_t id, key        # key: arbitration, the smaller wins
+    int ext, rtr, n
+    int node                # who sends it
+    int64_t ready_ns        # not before
+    uint8_t data[8]
+
+cdef struct CanPort:
+    int64_t bit_ns
+    int open                # the adapter's channel
+    int q_n
+    CanMessage queue[CAN_QUEUE]     # in order of queueing
+    CanMessage now          # on the wire
+    int busy, destroyed
+    int64_t end_ns, free_ns # its last bit; the bus may be used again
+    int line_n, line_skip
+    uint8_t line[CAN_LINE]
+    int text_n
+    int64_t text_ns
+    uint8_t text[CAN_TEXT]
+    int64_t bms_ns, feedback_ns, status_ns      # what the devices send next; INT64_MAX: they are not here
+    int feedback_n, command_n, operate          # counters of the frames; last command's, -1: none
+    int64_t frames, overflows, arbitrations_lost
 
 cdef struct Command:
     int64_t t_ns            # effect
@@ -231,6 +272,7 @@ cdef struct Plant:
     int n_devices, pcs_dev, bms_dev          # -1: none
     Device dev[MAX_DEVICES]
     Port port[MAX_PORTS]
+    CanPort can[MAX_PORTS]
     Pcs pcs
     Battery bat
     Load load

@@ -80,11 +80,11 @@ cdef inline int _crc_ok(const uint8_t* buf, int n) noexcept nogil:
     return n >= 4 and crc16(buf, n - 2) == (buf[n - 2] | (<uint16_t>buf[n - 1] << 8))
 
 
-cdef inline double _pp(Plant* p, int port, int which) noexcept nogil:
+cdef double port_par(Plant* p, int port, int which) noexcept nogil:
     return p.par[P_FIXED_COUNT + port * N_PORT_PARS + which]
 
 
-cdef int _strikes(Plant* p, int port, double chance) noexcept nogil:
+cdef int strikes(Plant* p, int port, double chance) noexcept nogil:
     """Draw for a fault; draws nothing at chance 0, so that faults elsewhere do not shift the dice of a clean port."""
     if chance <= 0.0 or uniform(p) >= chance:
         return 0
@@ -141,8 +141,8 @@ cdef void port_rx(Plant* p, int port, const uint8_t* buf, int n, int64_t t_ns) n
     o.rx_n += n
     o.rx_end_ns = start_ns + n * o.char_ns
     o.line_end_ns = o.rx_end_ns
-    if _pp(p, port, PP_echo) != 0.0:
-        _queue_tx(p, port, buf, n, start_ns, o.rx_end_ns)
+    if port_par(p, port, PP_echo) != 0.0:
+        queue_tx(p, port, buf, n, start_ns, o.rx_end_ns)
 
 
 cdef int64_t port_next(Plant* p, int port) noexcept nogil:
@@ -171,7 +171,7 @@ cdef void _detect(Plant* p, int port, int64_t t_ns) noexcept nogil:
     cdef Port* o = &p.port[port]
     cdef int n = o.rx_n, i, heard = 0
     o.rx_n = 0
-    if _strikes(p, port, _pp(p, port, PP_bit_error_p)):
+    if strikes(p, port, port_par(p, port, PP_bit_error_p)):
         i = <int>(uniform(p) * n * 8)
         o.rx[i >> 3] ^= 1 << (i & 7)
     if o.rx_overrun or not _crc_ok(o.rx, n):
@@ -189,17 +189,35 @@ cdef inline int _kind_par(int kind, int meter, int bms, int pcs) noexcept nogil:
     return meter if kind == KIND_METER else bms if kind == KIND_BMS else pcs
 
 
+cdef int dead(Plant* p, Device* d) noexcept nogil:
+    return p.par[_kind_par(d.kind, P_meter_dead, P_bms_dead, P_pcs_dead)] != 0.0
+
+
+cdef double corrupt_p(Plant* p, Device* d) noexcept nogil:
+    return p.par[_kind_par(d.kind, P_meter_corrupt_p, P_bms_corrupt_p, P_pcs_corrupt_p)]
+
+
+cdef int64_t think_ns(Plant* p, Device* d) noexcept nogil:
+    """From the request's detection to the answer's first bit."""
+    return <int64_t>(
+        (
+            p.par[_kind_par(d.kind, P_meter_turnaround_s, P_bms_turnaround_s, P_pcs_turnaround_s)]
+            + p.par[_kind_par(d.kind, P_meter_delay_answer_s, P_bms_delay_answer_s, P_pcs_delay_answer_s)]
+        )
+        * 1e9
+    )
+
+
 cdef void _serve(Plant* p, int port, Device* d, const uint8_t* req, int n, int64_t t_ns) noexcept nogil:
     """One request to one device: run it, send the answer (none to a broadcast)."""
     cdef Port* o = &p.port[port]
     cdef uint8_t out[TX_BYTES]
     cdef int m
     cdef uint16_t crc
-    cdef int64_t start_ns
-    if p.par[_kind_par(d.kind, P_meter_dead, P_bms_dead, P_pcs_dead)] != 0.0:
+    if dead(p, d):
         return
     o.requests += 1
-    m = _answer(p, d, req, n, out, t_ns, o.rx_end_ns)
+    m = pdu_answer(p, d, req, n, out, t_ns, o.rx_end_ns)
     if req[0] == 0:
         return
     if m < 0:
@@ -209,35 +227,28 @@ cdef void _serve(Plant* p, int port, Device* d, const uint8_t* req, int n, int64
         out[2] = <uint8_t>(-m)
         m = 3
     crc = crc16(out, m)
-    if _strikes(p, port, p.par[_kind_par(d.kind, P_meter_corrupt_p, P_bms_corrupt_p, P_pcs_corrupt_p)]):
+    if strikes(p, port, corrupt_p(p, d)):
         crc ^= 0x5A5A
     out[m] = crc & 0xFF
     out[m + 1] = crc >> 8
-    start_ns = t_ns + <int64_t>(
-        (
-            p.par[_kind_par(d.kind, P_meter_turnaround_s, P_bms_turnaround_s, P_pcs_turnaround_s)]
-            + p.par[_kind_par(d.kind, P_meter_delay_answer_s, P_bms_delay_answer_s, P_pcs_delay_answer_s)]
-        )
-        * 1e9
-    )
-    _send(p, port, out, m + 2, start_ns)
+    _send(p, port, out, m + 2, t_ns + think_ns(p, d))
 
 
 cdef void _send(Plant* p, int port, uint8_t* buf, int n, int64_t start_ns) noexcept nogil:
     """Put an answer on the line, through the port's faults."""
     cdef Port* o = &p.port[port]
     cdef int i, extra, half
-    cdef double jitter_s = _pp(p, port, PP_jitter_s)
-    if _strikes(p, port, _pp(p, port, PP_drop_p)):
+    cdef double jitter_s = port_par(p, port, PP_jitter_s)
+    if strikes(p, port, port_par(p, port, PP_drop_p)):
         return
     if jitter_s > 0.0:
         start_ns += <int64_t>(uniform(p) * jitter_s * 1e9)
-    if _strikes(p, port, _pp(p, port, PP_bit_error_p)):
+    if strikes(p, port, port_par(p, port, PP_bit_error_p)):
         i = <int>(uniform(p) * n * 8)
         buf[i >> 3] ^= 1 << (i & 7)
-    if _strikes(p, port, _pp(p, port, PP_truncate_p)):
+    if strikes(p, port, port_par(p, port, PP_truncate_p)):
         n = 1 + <int>(uniform(p) * (n - 1))
-    if _strikes(p, port, _pp(p, port, PP_garbage_p)):
+    if strikes(p, port, port_par(p, port, PP_garbage_p)):
         extra = 1 + <int>(uniform(p) * 8)
         memmove(buf + extra, buf, n)
         for i in range(extra):
@@ -245,21 +256,21 @@ cdef void _send(Plant* p, int port, uint8_t* buf, int n, int64_t start_ns) noexc
         n += extra
     if o.tx_n > 0 and start_ns < o.tx[o.tx_n - 1].emit_ns:
         start_ns = o.tx[o.tx_n - 1].emit_ns         # one answer after the other
-    if _pp(p, port, PP_chunk) != 0.0 and n > 1:
+    if port_par(p, port, PP_chunk) != 0.0 and n > 1:
         half = n // 2
-        _queue_tx(p, port, buf, half, start_ns, start_ns + half * o.char_ns)
-        _queue_tx(p, port, buf + half, n - half, start_ns + half * o.char_ns, start_ns + n * o.char_ns)
+        queue_tx(p, port, buf, half, start_ns, start_ns + half * o.char_ns)
+        queue_tx(p, port, buf + half, n - half, start_ns + half * o.char_ns, start_ns + n * o.char_ns)
     else:
-        _queue_tx(p, port, buf, n, start_ns, start_ns + n * o.char_ns)
+        queue_tx(p, port, buf, n, start_ns, start_ns + n * o.char_ns)
 
 
-cdef void _queue_tx(Plant* p, int port, const uint8_t* buf, int n, int64_t start_ns, int64_t emit_ns) noexcept nogil:
+cdef int queue_tx(Plant* p, int port, const uint8_t* buf, int n, int64_t start_ns, int64_t emit_ns) noexcept nogil:
     cdef Port* o = &p.port[port]
     cdef int i
     cdef Tx* x
     if o.tx_n == TX_QUEUE or n > TX_BYTES:
         o.tx_dropped += 1
-        return
+        return 0
     i = o.tx_n
     while i > 0 and o.tx[i - 1].emit_ns > emit_ns:
         i -= 1
@@ -270,6 +281,7 @@ cdef void _queue_tx(Plant* p, int port, const uint8_t* buf, int n, int64_t start
     x.n = n
     memcpy(x.buf, buf, n)
     o.tx_n += 1
+    return 1
 
 
 # -- Modbus PDU (Modbus Application Protocol V1.1b3, section 6)
@@ -302,7 +314,7 @@ cdef int _write(
     return device_write(p, d, addr, count, regs, t_ns, end_ns)
 
 
-cdef int _answer(
+cdef int pdu_answer(
     Plant* p, Device* d, const uint8_t* req, int n, uint8_t* out, int64_t t_ns, int64_t end_ns
 ) noexcept nogil:
     """Length of the answer without CRC, or minus the exception code. req is n bytes with a good CRC."""

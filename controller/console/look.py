@@ -238,7 +238,7 @@ def show_buses(ctx: Context, words: list[str]) -> Iterable[str]:
     )
     for i, bus in enumerate(site.buses):
         row = image.bus_stats(i)
-        yield f"bus {bus.name}   {bus.port}   {bus.baud} Bd 8{bus.parity}{bus.stop_bits}   {'open' if row['is_open'] else 'PORT IS GONE'}"
+        yield f"bus {bus.name}   {bus.port}   {bus.speed}   {'open' if row['is_open'] else 'PORT IS GONE'}"
         bad = row["timeouts"] + row["crc_errors"] + row["short_frames"] + row["wrong_unit"]
         share = f"{100 * bad / row['transactions']:.3f} % bad" if row["transactions"] else "nothing sent yet"
         yield f"    {share}: " + ", ".join(f"{row[key]} {key.replace('_', ' ')}" for key in total if row[key] or key == "transactions")

@@ -43,7 +43,7 @@ def test_what_is_not_implemented_holds_the_sentinel_and_is_read_only():
 
 
 def test_settings_have_texts_and_defaults_within_range():
-    assert len(params.PARAMS) == len(params.INDEX) == 81
+    assert len(params.PARAMS) == len(params.INDEX) == 92
     for row in params.PARAMS.values():
         assert row.text and row.min <= row.default <= row.max
     assert params.PARAMS["battery.soc"].default == 0.5 and params.PARAMS["pcs.tau_s"].default == 0.002

@@ -69,6 +69,7 @@ class FakeEngine:
     """Descriptors by bus, as the engine has them."""
 
     def __init__(self) -> None:
+        self.ports: list[object] = [None] * 8
         self.fds: dict[int, int] = {}
         self.dropped: dict[int, int] = {}
 

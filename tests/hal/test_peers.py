@@ -1,4 +1,4 @@
-"""Our master against a libmodbus slave, and mbpoll (libmodbus again, as its users run it) against the virtual cabinet."""
+"""Our master against a libmodbus slave, and mbpoll (libmodbus again, as its users run it) against the virtual cabinet; RTU and TCP."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hal.codec import decode_words
 
 from bench.perf.modbus_peers import EXPECTED, NoPeer, Slave, build
 from bench.plant import config
+from hal.dial import open_tcp
 from hal.rows import Field
 from hal.wire import BlockingLine, NoAnswer, close_port, open_port
 
@@ -33,11 +34,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(str(e))
 
 
-@pytest.fixture
-def line(program: Path) -> Iterator[BlockingLine]:
-    with Slave(program) as slave:
-        fd = open_port(slave.port, 460800, "N")
-        yield BlockingLine(fd, 460800, untimed=True)
+@pytest.fixture(params=["rtu", "tcp"])
+def line(request: pytest.FixtureRequest, program: Path) -> Iterator[BlockingLine]:
+    tcp = request.param == "tcp"
+    with Slave(program, tcp=tcp) as slave:
+        fd = open_tcp(slave.port) if tcp else open_port(slave.port, 460800, "N")
+        yield BlockingLine(fd, 460800, untimed=True, tcp=tcp)
         close_port(fd)
 
 
@@ -82,6 +84,7 @@ def test_writes_beyond_the_end_are_exception_2(line: BlockingLine, fc: int, addr
     assert line.transact(1, 3, 63, 1) == before
 
 
+@pytest.mark.parametrize("line", ["rtu"], indirect=True)  # over TCP a libmodbus server answers for any unit
 def test_another_unit_stays_silent(line: BlockingLine) -> None:
     # A libmodbus slave takes what follows a request to somebody else for that one's answer, for 0.5 s.
     line.timeout_ns = 700_000_000
@@ -101,13 +104,14 @@ def test_a_thousand_in_a_row(line: BlockingLine) -> None:
 
 # ---------------------------------------------------------------- mbpoll, the virtual cabinet
 
-@pytest.fixture(scope="module")
-def cabinet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+@pytest.fixture(scope="module", params=["rtu", "tcp"])
+def cabinet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Ports of a virtual cabinet with a load of 123 kW."""
     if shutil.which("mbpoll") is None:
         pytest.skip("mbpoll is not installed (apt-get install mbpoll)")
     file = tmp_path_factory.mktemp("cabinet") / "plant.json"
-    file.write_text(json.dumps(config.builtin() | {"load": {"trace": 123e3}}))
+    ports = {"ports": {"a": {"tcp": True}, "b": {"tcp": True}}} if request.param == "tcp" else {}
+    file.write_text(json.dumps(config.builtin() | {"load": {"trace": 123e3}} | ports))
     command = [sys.executable, "-m", "bench.plant", "--config", str(file)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as plant:
         try:
@@ -119,8 +123,10 @@ def cabinet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
 
 def mbpoll(port: str, unit: int, kind: str, addr: int, count: int, *write: str) -> tuple[dict[int, str], str]:
     """Values by address, and all of mbpoll's words."""
-    argv = ["mbpoll", "-m", "rtu", "-b", "460800", "-P", "even", "-0", "-1", "-B", "-o", "1", "-a", str(unit), "-t", kind, "-r", str(addr)]
-    argv += [*(["-c", str(count)] if not write else []), port, *write]
+    tcp = port.startswith("tcp://")
+    how = ["-m", "tcp", "-p", port.rpartition(":")[2]] if tcp else ["-m", "rtu", "-b", "460800", "-P", "even"]
+    argv = ["mbpoll", *how, "-0", "-1", "-B", "-o", "1", "-a", str(unit), "-t", kind, "-r", str(addr)]
+    argv += [*(["-c", str(count)] if not write else []), "127.0.0.1" if tcp else port, *write]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=10, env=os.environ | {"LC_ALL": "C"})
     said = done.stdout + done.stderr
     return {int(a): v for a, v in re.findall(r"^\[(\d+)\]:\s+(\S+)", said, re.M)}, said

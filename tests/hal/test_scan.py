@@ -63,6 +63,24 @@ def at(times: list[int], ms: float) -> bool:
     return bool(times) and all(abs(t % (10 * MS) - ms * MS) < 20 for t in times)
 
 
+@pytest.mark.parametrize("turnaround_ms", [1.0, 3.0, 4.0])
+def test_a_device_that_takes_longer_than_the_slack_is_found(turnaround_ms: float) -> None:
+    pcs_image, _ = sunspec_image.pcs()
+    plan = plan_site(
+        [BusSpec("A", baud=460800, slack_ms=2.0), BusSpec("B", baud=460800)],
+        [
+            DeviceSpec("meter", "meter", "A", 1, load_profile("ballast_virtual_meter"), turnaround_ms),
+            DeviceSpec("pcs", "pcs", "B", 1, compile_device(scan(reader(pcs_image), 1), "pcs")),
+        ],
+    )
+    meter = Slave(1, {}, round(turnaround_ms * MS))
+    meter.f32(0, 400e3, 12e3, 231.0, 232.0, 233.0, 50.01)
+    world = World(plan, [[meter], [Slave(1, pcs_image)]])
+    world.run(100)
+    assert world.bench.device(0)["alive"] == 1 and world.bench.bus(0)["timeouts"] == 0
+    assert world.bench.get("grid_p_w") == 400e3
+
+
 def test_built_in_tick_is_exact_to_the_plan() -> None:
     plan, world, _meter, _bms, _pcs = running()
     world.run(100)

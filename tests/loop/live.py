@@ -44,10 +44,11 @@ def until(what: Callable[[], Any], seconds: float, why: str = "") -> Any:
 
 
 class Cabinet:
-    """`python -m bench.plant` with a steady load; set(), truth() while it runs."""
+    """`python -m bench.plant` with a steady load; set(), truth() while it runs. listen: loopback TCP ports of its buses."""
 
-    def __init__(self, tmp: Path, load_w: float = 300e3, **params: float) -> None:
+    def __init__(self, tmp: Path, load_w: float = 300e3, *, listen: Mapping[str, int] | None = None, **params: float) -> None:
         config = plant_config(build.load_site(None), LoadOptions(load_w, repeat=False))
+        config["ports"] |= {bus: {"tcp": number} for bus, number in (listen or {}).items()}
         config["params"] |= {key.replace("__", "."): value for key, value in params.items()}
         self.tmp = tmp
         (tmp / "plant.json").write_text(json.dumps(config))

@@ -18,8 +18,8 @@ from controller.virtual import LoadOptions
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 
-def sim(trace: str, seed: int, **faults: object) -> Simulation:
-    site = build.load_site(None, [], lambda: list(PARAMS))
+def sim(trace: str, seed: int, sets: tuple[str, ...] = (), **faults: object) -> Simulation:
+    site = build.load_site(None, sets, lambda: list(PARAMS))
     return Simulation(site, LoadOptions(trace=trace, repeat=True, seed=seed), **faults)  # type: ignore[arg-type]
 
 
@@ -39,17 +39,19 @@ def test_a_day_of_a_training_cluster() -> None:
     assert grown < 150_000
 
 
+@pytest.mark.parametrize("sets", [(), ("bus.a.port=virtual-tcp", "bus.b.port=virtual-tcp")], ids=["lines", "tcp"])
 @pytest.mark.parametrize("seed", range(6))
-def test_an_hour_of_a_bad_line_never_commands_beyond_the_limits(seed: int) -> None:
+def test_an_hour_of_a_bad_line_never_commands_beyond_the_limits(seed: int, sets: tuple[str, ...]) -> None:
     rng = random.Random(seed)
     keys = ["a.bit_error_p", "b.bit_error_p", "a.drop_p", "b.drop_p", "a.garbage_p", "b.garbage_p"]
+    keys += ["a.truncate_p", "b.truncate_p", "a.cut", "b.cut"] if sets else []
     faults = [
         {"at_s": rng.uniform(10, 3500), "for_s": rng.uniform(0.1, 20), "key": rng.choice(keys), "value": 10 ** rng.uniform(-5, -2)}
         for _ in range(120)
     ]
     dead = ["meter.dead", "bms.dead", "pcs.dead"]
     faults += [{"at_s": rng.uniform(10, 3500), "for_s": rng.uniform(0.05, 8), "key": rng.choice(dead), "value": 1} for _ in range(40)]
-    s = sim("steps", seed, faults=faults)
+    s = sim("steps", seed, faults=faults, sets=sets)
     s.run_s(3700)
     truth = s.truth()
     value = np.asarray(truth["cmd_value_w"])
@@ -58,9 +60,10 @@ def test_an_hour_of_a_bad_line_never_commands_beyond_the_limits(seed: int) -> No
     assert s.out["mode"] in (im.MODE_GRID, im.MODE_FAULT, im.MODE_STANDBY)
 
 
-def test_a_million_hostile_reads_do_not_break_the_master() -> None:
+@pytest.mark.parametrize("tcp", [False, True], ids=["rtu", "tcp"])
+def test_a_million_hostile_reads_do_not_break_the_master(tcp: bool) -> None:
     rng = random.Random(11)
-    m = PyRtuMaster(115200, 11)
+    m = PyRtuMaster(115200, 11, tcp=tcp)
     now = 0
     for _ in range(200_000):
         now += 10_000_000
@@ -72,4 +75,6 @@ def test_a_million_hostile_reads_do_not_break_the_master() -> None:
             m.feed(bytes(rng.getrandbits(8) for _ in range(rng.randrange(1, 40))), now + rng.randrange(5_000_000))
         if m.waiting:
             m.expire(now + 9_000_000)
+        if m.broken:
+            m.reset(now + 9_000_000)
     assert not m.waiting

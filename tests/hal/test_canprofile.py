@@ -1,0 +1,198 @@
+"""CAN profiles: golden frames, cantools' reading of the same bits, and every error of a bad file at once."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import cantools.database.can as dbc
+import pytest
+from cantools.database.conversion import BaseConversion
+from hal.can import decode_signal
+
+from hal.canprofile import _bits
+from hal.canrows import CanMap, Place
+from hal.profile import PROFILE_DIR, ProfileError, load_profile, parse_profile
+
+DATA = Path(__file__).parent / "data"
+CAN_PROFILES = ("pylontech_lv", "victron_lv", "sma_lv", "foxbms_2", "generic_can_pcs")
+
+
+def tsv(name: str) -> list[dict[str, str]]:
+    lines = [line for line in (DATA / name).read_text().splitlines() if not line.startswith("#")]
+    return list(csv.DictReader(lines, delimiter="\t"))
+
+
+def can(name: str) -> CanMap:
+    found = load_profile(name)
+    assert isinstance(found, CanMap)
+    return found
+
+
+@pytest.mark.parametrize("row", tsv("can_frames.tsv"), ids=lambda r: f"{r['profile']}-{r['id']}-{r['signal']}-{r['value']}")
+def test_golden_frames(row: dict[str, str]) -> None:
+    frame = next(f for f in can(row["profile"]).frames if f.id == int(row["id"], 16))
+    signal = next(s for s in frame.signals if s.name == row["signal"] and not s.permit)
+    value, how = decode_signal(signal, bytes.fromhex(row["data"]))
+    assert how == "ok" and value == pytest.approx(float(row["value"]), abs=1e-9), row["working"]
+
+
+@pytest.mark.parametrize("profile", ["pylontech_lv", "victron_lv"])
+def test_no_permit_is_withheld_by_the_quiet_frames_and_each_alarm_bit_withholds_one(profile: str) -> None:
+    device = can(profile)
+    permits = [(f, s) for f in device.frames for s in f.signals if s.permit == "clear"]
+    assert len(permits) >= 7
+    quiet = bytes(8)
+    assert all(decode_signal(s, quiet)[0] == 0.0 for _, s in permits)
+    one_bit = {bit for bit in range(32) if any(decode_signal(s, (1 << bit).to_bytes(8, "little"))[0] for _, s in permits)}
+    # can_bms.tsv of the sources: the bits of alarms (0x359 bytes 0 and 1; 0x35A the lower bit of each pair), none of the warnings
+    assert one_bit == ({1, 2, 3, 4, 7, 8, 11} if profile == "pylontech_lv" else {2, 4, 6, 8, 10, 12, 14, 16, 22})
+
+
+def foxbms() -> dbc.Database:
+    """foxBMS's database as cantools sees it, from its rows."""
+    messages: dict[int, list[dbc.Signal]] = {}
+    for r in tsv("foxbms_dbc.tsv"):
+        conversion = BaseConversion.factory(float(r["scale"]), float(r["offset"]))
+        order = "little_endian" if r["order"] == "1" else "big_endian"
+        one = dbc.Signal(r["signal"], int(r["start"]), int(r["len"]), order, r["sign"] == "-", conversion=conversion)  # type: ignore[arg-type]
+        messages.setdefault(int(r["id"], 16), []).append(one)
+    return dbc.Database([dbc.Message(number, f"m{number:x}", 8, rows, strict=False) for number, rows in messages.items()], strict=False)
+
+
+FOXBMS = {  # our signal: (theirs, SI per their unit)
+    "batt_i_discharge_max_a": ("MaximumDischargeCurrent", 1.0), "batt_i_charge_max_a": ("MaximumChargeCurrent", 1.0),
+    "batt_p_discharge_max_w": ("MaximumDischargePower", 1e3), "batt_p_charge_max_w": ("MaximumChargePower", 1e3),
+    "batt_v": ("BatteryVoltage", 1.0), "batt_i_a": ("Current", 1.0), "soc": ("MinimumSoc", 0.01), "soh": ("Soh", 0.01),
+    "batt_temp_max_c": ("MaximumCellTemperature", 1.0), "batt_temp_min_c": ("MinimumCellTemperature", 1.0),
+}  # fmt: skip
+
+
+def test_foxbms_frames_decode_as_cantools_decodes_them() -> None:
+    theirs, rng, compared = foxbms(), random.Random(7), 0
+    for frame in can("foxbms_2").frames:
+        message = theirs.get_message_by_frame_id(frame.id)
+        for _ in range(200):
+            data = rng.randbytes(8)
+            expected: dict[str, Any] = message.decode(data, decode_choices=False)  # type: ignore[assignment]
+            for s in frame.signals:
+                if s.name in FOXBMS and not s.permit:
+                    name, factor = FOXBMS[s.name]
+                    value, how = decode_signal(s, data)
+                    x = expected[name] * factor
+                    assert value == pytest.approx(x, abs=1e-9) if how == "ok" else not s.lo <= x <= s.hi
+                    compared += 1
+    assert compared == 200 * len(FOXBMS)
+
+
+def test_the_generic_pcs_is_its_dbc() -> None:
+    import cantools
+
+    database = cantools.database.load_file(PROFILE_DIR / "generic_can_pcs.dbc")
+    device = can("generic_can_pcs")
+    assert [(f.id, f.period_ms) for f in device.frames] == [(0x180, 10.0), (0x181, 100.0)] and device.commands == 1
+    data = database.encode_message(
+        "PcsFeedback", {"ActivePower": -125000, "ReactivePower": 12.5, "State": 3, "Local": 1, "Counter": 9, "Checksum": 0}
+    )
+    got = {s.name: decode_signal(s, data)[0] for s in device.frames[0].signals}
+    assert got == {"batt_p_w": 125000.0, "pcs_q_var": pytest.approx(12500.0), "pcs_state": 3.0, "pcs_local": 1.0}
+    assert device.frames[0].checksum is not None and device.frames[0].checksum.byte == 7
+    status = database.encode_message("PcsStatus", {"Voltage": 231.4, "Frequency": 49.987, "Alarms": 5, "Alive": 77})
+    assert {s.name: round(decode_signal(s, status)[0], 6) for s in device.frames[1].signals} == {
+        "pcs_v_v": 231.4, "pcs_f_hz": 49.987, "pcs_alarm": 5.0, "pcs_heartbeat": 77.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CAN_PROFILES)
+def test_a_map_travels_to_control_as_it_is(name: str) -> None:
+    assert pickle.loads(pickle.dumps(can(name))) == can(name)
+
+
+def test_a_further_unit_moves_every_id() -> None:
+    device = parse_profile(GOOD.replace('name = "x"', 'name = "x"\nunit_offset = 16'), "x.toml")
+    assert isinstance(device, CanMap) and device.at(1) == device
+    assert [f.id for f in device.at(3).frames] == [0x120]
+
+
+@pytest.mark.parametrize("place", [Place(7, 12, "big"), Place(40, 17, "big"), Place(3, 9, "little")])
+def test_bits_of_a_place(place: Place) -> None:
+    bits = _bits(place)
+    assert len(bits) == place.length and bits[0] == place.start and max(b // 8 for b in bits) == place.last_byte
+
+
+GOOD = """name = "x"
+role = "bms"
+transport = "can"
+[[frame]]
+id = 0x100
+period_ms = 100.0
+lost_ms = 300.0
+signals = [{ signal = "soc", start = 0, length = 16, scale = 0.0001 }]
+"""
+
+
+def why(text: str) -> str:
+    with pytest.raises(ProfileError) as e:
+        parse_profile(text, "x.toml")
+    assert all(p.file == "x.toml" and p.why and p.remedy for p in e.value.problems)
+    return str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("id = 0x100", "id = 0x800", "frame[0].id"),
+        ("id = 0x100", 'message = "Pcs"', "no DBC is named"),
+        ("period_ms = 100.0\n", "", "period_ms"),
+        ("lost_ms = 300.0", "lost_ms = 120.0", "one late frame"),
+        ("length = 16", "length = 65", "length"),
+        ("start = 0", "start = 60", "beyond the eighth byte"),
+        ("scale = 0.0001", "scale = -1.0", "sign = -1"),
+        ('signal = "soc"', 'signal = "grid_p_w"', "signals[0].signal"),
+        ("id = 0x100", "id = 0x100\nlength = 1", "lies outside the 1 bytes"),
+        ("scale = 0.0001", "scale = 0.0001, skale = 1", "skale"),
+        ("scale = 0.0001", "real = true", "IEEE 754"),
+        ('transport = "can"', 'transport = "can"\ndbc = "absent.dbc"', "cannot be read"),
+        ('role = "bms"', 'role = "meter"', "role"),
+        ("scale = 0.0001", 'scale = 0.0001 }, { signal = "soc", start = 16, length = 8', "fed twice"),
+        ("scale = 0.0001", 'scale = 0.0001 }, { signal = "batt_v", permit = "set", start = 16, length = 8', "no value"),
+    ],
+)
+def test_a_bad_can_profile_says_what_is_wrong(old: str, new: str, words: str) -> None:
+    assert old in GOOD
+    assert words in why(GOOD.replace(old, new, 1))
+
+
+def test_several_errors_come_at_once() -> None:
+    text = GOOD.replace("id = 0x100", "id = 0x900").replace("length = 16", "length = 99").replace("period_ms = 100.0\n", "")
+    assert len(why(text).splitlines()) >= 2
+
+
+TRANSMIT = """[[transmit]]
+id = 0x200
+purpose = "command"
+counter = { start = 48, length = 4 }
+checksum = { kind = "xor", byte = 7 }
+signals = [{ source = "p_cmd_w", start = 0, length = 24, signed = true }]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("id = 0x200", "id = 0x100", "one table an id"),
+        ('source = "p_cmd_w"', 'source = "enable"', "commands nothing"),
+        ("start = 0, length = 24", "start = 40, length = 24", "shares bit"),
+        ('kind = "xor"', 'kind = "md5"', "checksum.kind"),
+        ("byte = 7", "byte = 9", "checksum.byte"),
+        ('source = "p_cmd_w"', 'source = "p_cmd_w", const = 1.0', "one of them"),
+        ('purpose = "command"', 'purpose = "cyclic"', "period_ms"),
+    ],
+)
+def test_a_bad_transmit_says_what_is_wrong(old: str, new: str, words: str) -> None:
+    text = (GOOD + TRANSMIT).replace('role = "bms"', 'role = "pcs"').replace('"soc"', '"batt_p_w"')
+    assert isinstance(parse_profile(text, "x.toml"), CanMap)
+    assert words in why(text.replace(old, new, 1))

@@ -1,0 +1,15 @@
+"""The CAN benchmark runs, briefly: frames are read right and none is lost. Its times are judged in `make bench`, not here."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.perf import can
+
+
+@pytest.mark.realtime
+def test_every_frame_is_answered_and_none_is_lost() -> None:
+    own, whole = can.latency(rounds=50)
+    assert len(own) == len(whole) == 50 and all(0 < a < b for a, b in zip(own, whole, strict=True))
+    got = can.load(seconds=1.0, priority=0)
+    assert got["sent"] >= 1000 and got["taken"] == got["sent"]
