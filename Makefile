@@ -40,7 +40,8 @@ check: build
 
 test: build
 	@sh tests/apt.sh
-	@$(BIN)/python -m pytest -m 'not soak'
+	@$(BIN)/python -m pytest -n 2 -m 'not realtime and not soak'
+	@$(BIN)/python -m pytest -m 'realtime and not soak'
 
 bench: build
 	@sh tests/apt.sh

@@ -14,7 +14,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, itimerspec, timespec
 from posix.unistd cimport close, read, write
 
 from _core.image cimport (
-    ALM_INTERNAL, HIST_BINS, MODE_FAULT, MODE_STOP, START_DONE, Outputs, State, last_outputs, last_state, publish,
+    ALM_GRID_OUTSIDE, ALM_INTERNAL, MODE_TRIP, HIST_BINS, MODE_FAULT, MODE_STOP, START_DONE, Outputs, State, last_outputs, last_state, publish,
 )
 from _core.kernel cimport reset, step, waits_for_person
 from _core.requests cimport SITE_NS, lower, take_limits, take_operator_limits, take_setpoints, take_site
@@ -70,15 +70,19 @@ cdef inline int64_t clock_ns() noexcept nogil:
 # ---------------------------------------------------------------- sans-I/O core
 
 cdef uint32_t inherited(const Image* m, int64_t now_ns) noexcept nogil:
-    """Alarms of a fault that waited for a person under the control before this one; 0 in a new image.
+    """Alarms of a fault that waited for a person under the control before this one, and of a TRIP not yet over; 0 in a new image.
 
-    Where that control died while it published, its State says nothing: a FAULT in its last record then counts as waiting."""
+    Where that control died while it published, its State says nothing: a FAULT or TRIP in its last record then counts."""
     cdef State st
     cdef Outputs out
     if last_state(m, &st):
         return waits_for_person(&st, now_ns)
-    if last_outputs(m, &out) and out.mode == MODE_FAULT:
+    if not last_outputs(m, &out):
+        return 0
+    if out.mode == MODE_FAULT:
         return out.alarms if out.alarms else ALM_INTERNAL
+    if out.mode == MODE_TRIP:
+        return ALM_GRID_OUTSIDE
     return 0
 
 

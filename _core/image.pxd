@@ -294,6 +294,7 @@ ctypedef struct State:
     int64_t rb_t_ns             # and the same model on the readback's clock at this one
     int64_t good_since_ns       # grid inside its window since
     int64_t bad_since_ns        # grid outside since (0: inside)
+    int64_t deaf_since_ns       # no command has got through since (0: the last one has)
     int64_t follow_since_ns
     int64_t frozen_since_ns
     int64_t hb_t_ns             # last change of the PCS heartbeat

@@ -29,6 +29,7 @@ cdef enum:
 
 cdef double HEARTBEAT_S = 3.0           # a PCS started cold shows a moving heartbeat for so long
 cdef double CLEAN_S = 5.0               # the cause of a fault is gone for so long before an automatic reset
+cdef double STOP_MOST_S = 55.0          # ramp of a SIGTERM; a park takes the time that the ramp limit asks for
 cdef double PROVED_S = 10.0             # GRID for so long counts as a clean GRID
 cdef int64_t HOUR_NS = 3600 * 1000000000
 cdef double RB_TIME_S = 1.0             # readback corrects the model's slow error with this time constant
@@ -143,6 +144,10 @@ cdef inline void judge(const Inputs* i, const Site* s, State* st, Work* w) noexc
         st.pcs_good_ns = i.pcs.g.t_ns
     w.bms_ok = (not s.has_bms or good(i, st.bms_good_ns, s.bms_lost_s)) and (not s.has_bms_limits or good(i, st.bms_lim_good_ns, s.bms_lost_s))
     w.pcs_ok = good(i, st.pcs_good_ns, s.pcs_lost_s)
+    if not i.pcs_deaf:
+        st.deaf_since_ns = 0
+    elif st.deaf_since_ns == 0:
+        st.deaf_since_ns = i.t_ns
 
     # The grid's window. No opinion without a fresh meter.
     if w.fresh:
@@ -236,6 +241,8 @@ cdef inline uint32_t causes(const Inputs* i, const Site* s, State* st, const Wor
         a |= ALM_PCS_LOCAL
     if i.verified < 0:
         a |= ALM_IDENTITY
+    if w.pcs_ok and st.deaf_since_ns and since_s(i, st.deaf_since_ns) > s.pcs_lost_s:
+        a |= ALM_PCS_NOT_FOLLOWING              # it answers, and takes no command
     return a
 
 
@@ -298,16 +305,17 @@ cdef inline void follows(const Inputs* i, const Site* s, State* st, Work* w) noe
 
 cdef uint32_t waits_for_person(const State* st, int64_t now_ns) noexcept nogil:
     """Alarms of a FAULT that would not have reset by itself, whatever becomes of its cause: by the table of faults, not after a clean GRID, or
-    three resets within the hour; 0 for none."""
+    three resets within the hour. ALM_GRID_OUTSIDE too where a TRIP has not been followed by GRID: its enter-service delay is still owed."""
     cdef int k
     cdef bint spent = True
+    cdef uint32_t owed = ALM_GRID_OUTSIDE if st.tripped or st.mode == MODE_TRIP else 0
     if st.mode != MODE_FAULT:
-        return 0
+        return owed
     for k in range(3):
         spent = spent and st.reset_t_ns[k] != 0 and minus(now_ns, st.reset_t_ns[k]) < HOUR_NS
     if st.was_clean and not spent and not st.alarms & PERSON:
-        return 0
-    return st.alarms if st.alarms else ALM_INTERNAL
+        return owed
+    return owed | (st.alarms if st.alarms else ALM_INTERNAL)
 
 
 cdef inline bint may_reset(const Inputs* i, State* st, uint32_t now) noexcept nogil:
@@ -361,16 +369,22 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
     if st.mode != MODE_FAULT:
         st.reset_seen = i.reset
     if i.latched:                               # control was started again: what waited for a person still does
-        st.alarms |= i.latched
-        st.was_clean = 0
-        if st.mode != MODE_FAULT:
-            enter(st, i, MODE_FAULT)
-    if i.stop:
-        st.parked = 0                           # a stop is for good, whatever becomes of the park
-    # parking waits for the end of FAULT and TRIP, and of an island: a person's wish for 0 W is no reason to make it black
-    if (i.stop and st.mode != MODE_STOP) or (i.park and (st.mode == MODE_GRID or st.mode == MODE_STANDBY)):
+        if i.latched & ALM_GRID_OUTSIDE:
+            st.tripped = 1                      # the enter-service delay counts from the beginning
+        if i.latched & ~<uint32_t>ALM_GRID_OUTSIDE:
+            st.alarms |= i.latched
+            st.was_clean = 0
+            if st.mode != MODE_FAULT:
+                enter(st, i, MODE_FAULT)
+    if i.stop and st.parked:
+        st.parked = 0                           # a stop is for good, whatever becomes of the park, and has less time
+        st.stop_s = smaller(st.stop_s, since_s(i, st.stop_since_ns) + STOP_MOST_S)
+    # parking waits for the end of FAULT and TRIP, and of an island: a person's wish for 0 W is no reason to make it black. A live converter
+    # is adopted first, and ramps down from what it does
+    if (i.stop and st.mode != MODE_STOP) or (i.park and (st.mode == MODE_GRID or (
+            st.mode == MODE_STANDBY and st.start_step > START_REVERSION and not st.adopt))):
         st.stop_since_ns = i.t_ns
-        st.stop_s = clamp(abs_w(st.cmd_w) / s.ramp_down_w_per_s, 0.1, 55.0) if st.mode == MODE_GRID else 0.0
+        st.stop_s = clamp(abs_w(st.cmd_w) / s.ramp_down_w_per_s, 0.1, STOP_MOST_S if i.stop else INF) if st.mode == MODE_GRID else 0.0
         enter(st, i, MODE_STOP)
         st.parked = not i.stop
     if st.mode == MODE_GRID or st.mode == MODE_ISLAND:
@@ -685,12 +699,13 @@ cdef inline double bounded(double p, double low, double high, uint64_t low_flag,
 
 cdef inline void bill(const Inputs* i, const Limits* lim, const Site* s, State* st, const Work* w) noexcept nogil:
     """Energy the billing window has used: in every mode, because the meter of the utility counts in every mode."""
-    cdef double elapsed
+    cdef double elapsed, owed
     if not s.billing_window_s > 0.0 or not i.billing_phase_s >= 0.0:
         return
     elapsed = clamp(i.billing_phase_s, 0.0, s.billing_window_s)
-    if s.import_limit_w < st.billing_limit_w:   # lowered while we run: what was allowed until now is not owed
-        st.billing_wh = smaller(st.billing_wh, s.import_limit_w * elapsed / 3600.0)
+    if s.import_limit_w < st.billing_limit_w:   # lowered while we run: what was allowed until now is not owed, what was owed stays owed
+        owed = larger(st.billing_wh - st.billing_limit_w * st.billing_phase_s / 3600.0, 0.0)
+        st.billing_wh = smaller(st.billing_wh, s.import_limit_w * st.billing_phase_s / 3600.0 + owed)
     st.billing_limit_w = s.import_limit_w
     if elapsed < st.billing_phase_s or st.billing_phase_s < 0.0:
         # a new window; at the very start of control its past is unknown and counts as used in full
@@ -796,7 +811,9 @@ cdef inline double battery(const Inputs* i, const Limits* lim, const Site* s, St
         st.ref_w = w.net_w - p                  # what is left for the grid; following begins again from here
         o.target_w = st.ref_w
     elif st.mode != MODE_STOP and i.pcs_deaf:
-        o.target_w = st.ref_w                   # mean and reference wait as well
+        o.target_w = st.ref_w                   # mean and reference wait as well; grid import does what the load does
+        st.not_held_s += w.dt_s
+        w.flags |= LIM_NOT_HELD
         p = st.cmd_w - st.droop_w
     elif st.mode != MODE_STOP:
         reference(i, lim, s, st, w, o, base_w)
@@ -843,8 +860,7 @@ cdef inline double limit(const Inputs* i, const Limits* lim, const Site* s, Stat
     if i.pcs_deaf and st.mode == MODE_GRID:
         # What it does now nobody knows. Whoever went on as if it had obeyed would take the own wish for load, more of it with each tick,
         # and let all of it loose when the PCS listens again. The last command stands, and only comes down.
-        w.flags |= LIM_PCS_DEAF
-        p = clamp(p + droop_w, smaller(st.cmd_w, 0.0), larger(st.cmd_w, 0.0))
+        p = clamp(p + (droop_w if w.meter_ok else 0.0), smaller(st.cmd_w, 0.0), larger(st.cmd_w, 0.0))
         return bounded(p, -w.cha_w, w.dis_w, w.cha_why, w.dis_why, w)
     if s.cmd_slew_w_per_s < INF:
         o.p_cmd_w = slew_from_zero(before_w, p, s.cmd_slew_w_per_s, w.dt_s)
@@ -896,6 +912,12 @@ cdef inline void gate(const Inputs* i, const Limits* lim, const Site* s, State* 
         st.start_step = START_DONE              # the engine may leave once the command has gone out
         # parked, it is asked where it runs, not once a second for days
         if not st.parked or not (i.pcs.pcs_state == i.pcs.pcs_state) or PCS_STARTING <= i.pcs.pcs_state <= PCS_THROTTLED:
+            o.op_request = OP_STOP
+    if i.pcs_deaf:
+        w.flags |= LIM_PCS_DEAF
+        # it does not take 0 W: perhaps it takes the way to standby. Its reversion timer is no longer renewed either (hal)
+        if (st.mode == MODE_FAULT or st.mode == MODE_TRIP) and w.pcs_ok and PCS_STARTING <= i.pcs.pcs_state <= PCS_THROTTLED \
+                and abs_w(i.pcs.batt_p_w) > s.follow_w:
             o.op_request = OP_STOP
     p += 0.0                                # -0.0 becomes 0.0: nobody should have to ask what it means
     o.p_cmd_w = p

@@ -293,8 +293,8 @@ class Desk:
             self.trial = None
 
     def _return(self, trial: Trial) -> None:
-        self.trial = None
         self._took(self.host.give_back(trial.before, trial.how), trial.how)
+        self.trial = None
 
     def _took(self, revision: int, how: str) -> None:
         """Notes what shall follow: a revision that the engine reaches, or a control that starts again."""

@@ -135,16 +135,27 @@ def renew(image: Any, number: int, clock: Clock) -> bool:
 def limit(instance: Instance, image: Any, limits: Mapping[str, float], lease_s: float, clock: Clock, who: str = "") -> int:
     """An operator's limits (fields of struct Limits), beside those that stand already; they tighten and never loosen.
 
-    Empty: all of them end. Returns the id in the audit trail."""
+    All of them have one lease: the longest that was asked for. Empty: all of them end. Returns the id in the audit trail."""
     with _alone(image):
         now_ns = clock.monotonic_ns()
-        before = image.operator_limits() or {}
-        kept = {k: v for k, v in before.items() if k in LIMITS} if before.get("lease_until_ns", 0) > now_ns else {}
-        text = ", ".join(f"{key} {value:g}" for key, value in limits.items()) + f" for {lease_s:g} s" if limits else "none any more"
-        number = _audit(instance, clock, who, "limit", None, lease_s if limits else None, f"operator's limits: {text}")
+        kept = standing_limits(image, clock) if limits else {}
         until_ns = now_ns + int(lease_s * 1e9) if limits else 0
+        if kept:
+            until_ns = max(until_ns, int(image.operator_limits()["lease_until_ns"]))
+        lease_s = (until_ns - now_ns) / 1e9
+        words = ", ".join(f"{key} {value:g}" for key, value in (kept | dict(limits)).items())
+        text = f"{words} for {lease_s:.0f} s" if limits else "none any more"
+        number = _audit(instance, clock, who, "limit", None, lease_s if limits else None, f"operator's limits: {text}")
         image.write_operator_limits(lease_until_ns=until_ns, **(LIMITS | kept | dict(limits) if limits else LIMITS))
     return number
+
+
+def standing_limits(image: Any, clock: Clock) -> dict[str, float]:
+    """The operator's limits that are set and whose lease lives."""
+    before = image.operator_limits() or {}
+    if before.get("lease_until_ns", 0) <= clock.monotonic_ns():
+        return {}
+    return {key: float(before[key]) for key in LIMITS if math.isfinite(before[key])}
 
 
 def park(instance: Instance, image: Any, on: bool, clock: Clock, who: str = "") -> int:

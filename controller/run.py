@@ -68,7 +68,7 @@ class Parent:
 
     def __init__(self, site: Site, options: Options, clock: Clock) -> None:
         self.site, self.options, self.clock = site, options, clock
-        self.plan = build.plan(site)
+        self.plan = self.plan_before = build.plan(site)
         self.directory = instance.make_directory(site.name)
         self.lock_fd = instance.lock(self.directory, site.name)
         keep_messages(self.directory, clock)
@@ -229,8 +229,13 @@ class Parent:
         """Puts other settings in force; see Host."""
         made = build.plan(site)
         self.files.stage(site)
-        revision = apply_live(self.image, site) if how == LIVE else 0
-        self.files.commit()
+        self.files.commit()  # before the engine has it: what fails here has changed nothing
+        try:
+            revision = apply_live(self.image, site) if how == LIVE else 0
+        except REFUSED:
+            self.files.back(self.site)
+            raise
+        self.plan_before = self.plan
         self._in_force(site, made, how)
         return revision
 
@@ -246,7 +251,7 @@ class Parent:
             except REFUSED as e:
                 say("ballast", f"the old settings come back with a new control: {e}")
                 how = RESTART
-        self._in_force(site, build.plan(site), how)
+        self._in_force(site, self.plan_before, how)  # not made anew: that reads profiles, which somebody may be editing
         return revision
 
     def keep(self) -> None:
@@ -374,7 +379,10 @@ class Parent:
             self.plant.expire()
         if self.server is not None:
             self.server.serve({*ready[0], *ready[1]})
-        self.desk.tick(self.clock.monotonic_ns())
+        try:
+            self.desk.tick(self.clock.monotonic_ns())
+        except REFUSED as e:  # the parent has a site to hold; the trial stands, and is given back at the next look
+            say("ballast", f"a trial could not be given back: {e}; trying again")
 
     def _check_duration(self) -> None:
         """--for counts from the first tick; figures are taken then, before the stop spoils them."""

@@ -61,7 +61,7 @@ _ROWS = (
     Setting("grid.ramp_up_w_per_s", 2000, 1, 1e8, "W/s", "largest rise of grid import"),
     Setting("grid.ramp_down_w_per_s", 2000, 1, 1e8, "W/s", "largest fall of grid import"),
     Setting("grid.feeder_w", 500e3, 1, 1e8, "W", "rating of feeder and PCC breaker"),
-    Setting("grid.billing_window_s", 900, 0, 3600, "s", "billing window of the import limit; 0: none"),
+    Setting("grid.billing_window_s", 900, 0, 3600, "s", "billing window of the import limit; 0: none", how=RESTART),
     Setting("grid.enter_service_delay_s", 0, 0, 1200, "s", "grid good for so long before power, cold or after a trip"),
     Setting("grid.f_min_hz", None, 40, 65, "Hz", "below it for trip_s: trip"),
     Setting("grid.f_max_hz", None, 45, 70, "Hz", "above it for trip_s: trip"),

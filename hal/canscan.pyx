@@ -369,7 +369,7 @@ cdef void _on_outputs(Bus* b, int64_t tick, int64_t now) noexcept nogil:
         if sent:
             c.command_end_ns = now + can_bits(&t.f) * c.bit_ns
         # nobody acknowledges a CAN command to its sender: the converter's own frames are the only sign that it listens
-        b.inputs.pcs_deaf = not sent or b.inputs.pcs.g.quality != Q_GOOD or now - b.inputs.pcs.g.rx_ns > c.deaf_ns
+        b.inputs.pcs_deaf = b.outputs.gate == 1 and (not sent or b.inputs.pcs.g.quality != Q_GOOD or now - b.inputs.pcs.g.rx_ns > c.deaf_ns)
     for i in range(c.n_tx):
         t = &c.tx[i]
         if t.period_ns == 0 or now < t.next_ns or (t.live and not _commandable(b, c, t.dev)):

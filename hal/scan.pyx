@@ -353,8 +353,8 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         return False
     if c.txn[t].kind != K_VERIFY and not _commandable(b, d):
         return False
-    if c.txn[t].kind == K_RENEW and (not b.outputs.rvrt_s > 0.0 or b.outputs.gate != 1):
-        return False                        # the timer lives on commands: who commands nothing must not keep old power alive
+    if c.txn[t].kind == K_RENEW and (not b.outputs.rvrt_s > 0.0 or b.outputs.gate != 1 or b.inputs.pcs_deaf):
+        return False                        # the timer lives on commands that were taken: nothing else may keep old power alive
     if c.early and c.txn[t].readback:       # the kernel waits for it
         if _start(b, c, t, True, INT64_MAX, now):
             b.fast_pending += c.current_fast
@@ -447,6 +447,8 @@ cdef void _on_outputs(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     c.fast_next = c.n_fast
     b.fast_pending = 0
     c.current_fast = 0
+    if c.command >= 0 and (b.outputs.gate != 1 or c.command_pending):
+        b.inputs.pcs_deaf = b.outputs.gate == 1     # nothing is to get through; or the line was busy for all of the tick, and nothing has
     c.command_pending = c.command >= 0 and b.outputs.gate == 1
     c.slot_pending = not c.early
     _pump(b, c, now)

@@ -133,6 +133,7 @@ typedef struct {
     int64_t rb_t_ns;
     int64_t good_since_ns;
     int64_t bad_since_ns;
+    int64_t deaf_since_ns;
     int64_t follow_since_ns;
     int64_t frozen_since_ns;
     int64_t hb_t_ns;
@@ -391,6 +392,8 @@ static inline void judge(const Inputs *i, const Site *s, State *st, Work *w)
     else if (s->has_bms_limits) w->bms_now = 0;
     if (age_s(i, &i->pcs.g) <= s->pcs_lost_s && -8.0 * s->s_rated_va <= i->pcs.batt_p_w && i->pcs.batt_p_w <= 8.0 * s->s_rated_va)
         st->pcs_good_ns = i->pcs.g.t_ns;
+    if (!i->pcs_deaf) st->deaf_since_ns = 0;
+    else if (st->deaf_since_ns == 0) st->deaf_since_ns = i->t_ns;
     w->bms_ok = (!s->has_bms || good(i, st->bms_good_ns, s->bms_lost_s))
                 && (!s->has_bms_limits || good(i, st->bms_lim_good_ns, s->bms_lost_s));
     w->pcs_ok = good(i, st->pcs_good_ns, s->pcs_lost_s);
@@ -473,6 +476,7 @@ static inline uint32_t causes(const Inputs *i, const Site *s, const State *st, c
         a |= ALM_BMS_FAULT;
     if (s->has_pcs_life && i->pcs_life.g.count && i->pcs_life.pcs_local == 1.0) a |= ALM_PCS_LOCAL;
     if (i->verified < 0) a |= ALM_IDENTITY;
+    if (w->pcs_ok && st->deaf_since_ns && since_s(i, st->deaf_since_ns) > s->pcs_lost_s) a |= ALM_PCS_NOT_FOLLOWING;
     return a;
 }
 
@@ -601,14 +605,21 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
     w->causes = now;
     if (st->mode != FAULT) st->reset_seen = i->reset;
     if (i->latched) {
-        st->alarms |= i->latched;
-        st->was_clean = 0;
-        if (st->mode != FAULT) enter(st, i, FAULT);
+        if (i->latched & ALM_GRID_OUTSIDE) st->tripped = 1;
+        if (i->latched & ~(uint32_t)ALM_GRID_OUTSIDE) {
+            st->alarms |= i->latched;
+            st->was_clean = 0;
+            if (st->mode != FAULT) enter(st, i, FAULT);
+        }
     }
-    if (i->stop) st->parked = 0;
-    if ((i->stop && st->mode != STOP) || (i->park && (st->mode == GRID || st->mode == STANDBY))) {
+    if (i->stop && st->parked) {
+        st->parked = 0;
+        st->stop_s = smaller(st->stop_s, since_s(i, st->stop_since_ns) + 55.0);
+    }
+    const int waits = st->mode == STANDBY && st->start_step > START_REVERSION && !st->adopt;
+    if ((i->stop && st->mode != STOP) || (i->park && (st->mode == GRID || waits))) {
         st->stop_since_ns = i->t_ns;
-        st->stop_s = st->mode == GRID ? clamp(abs_w(st->cmd_w) / s->ramp_down_w_per_s, 0.1, 55.0) : 0.0;
+        st->stop_s = st->mode == GRID ? clamp(abs_w(st->cmd_w) / s->ramp_down_w_per_s, 0.1, i->stop ? 55.0 : INFINITY) : 0.0;
         enter(st, i, STOP);
         st->parked = !i->stop;
     }
@@ -905,7 +916,10 @@ static inline void bill(const Inputs *i, const Limits *lim, const Site *s, State
     double elapsed;
     if (!(s->billing_window_s > 0.0) || !(i->billing_phase_s >= 0.0)) return;
     elapsed = clamp(i->billing_phase_s, 0.0, s->billing_window_s);
-    if (s->import_limit_w < st->billing_limit_w) st->billing_wh = smaller(st->billing_wh, s->import_limit_w * elapsed / 3600.0);
+    if (s->import_limit_w < st->billing_limit_w) {
+        const double owed = larger(st->billing_wh - st->billing_limit_w * st->billing_phase_s / 3600.0, 0.0);
+        st->billing_wh = smaller(st->billing_wh, s->import_limit_w * st->billing_phase_s / 3600.0 + owed);
+    }
     st->billing_limit_w = s->import_limit_w;
     if (elapsed < st->billing_phase_s || st->billing_phase_s < 0.0) st->billing_wh = s->import_limit_w * elapsed / 3600.0;
     else if (!w->meter_ok) st->billing_wh += s->import_limit_w * (elapsed - st->billing_phase_s) / 3600.0;
@@ -1001,6 +1015,8 @@ static inline double battery(const Inputs *i, const Limits *lim, const Site *s, 
         o->target_w = st->ref_w;
     } else if (st->mode != STOP && i->pcs_deaf) {
         o->target_w = st->ref_w;
+        st->not_held_s += w->dt_s;
+        w->flags |= LIM_NOT_HELD;
         p = st->cmd_w - st->droop_w;
     } else if (st->mode != STOP) {
         reference(i, lim, s, st, w, o, base_w);
@@ -1041,8 +1057,7 @@ static inline double limit(const Inputs *i, const Limits *lim, const Site *s, St
                            double droop_w)
 {
     if (i->pcs_deaf && st->mode == GRID) {
-        w->flags |= LIM_PCS_DEAF;
-        p = clamp(p + droop_w, smaller(st->cmd_w, 0.0), larger(st->cmd_w, 0.0));
+        p = clamp(p + (w->meter_ok ? droop_w : 0.0), smaller(st->cmd_w, 0.0), larger(st->cmd_w, 0.0));
         return bounded(p, -w->cha_w, w->dis_w, w->cha_why, w->dis_why, w);
     }
     if (s->cmd_slew_w_per_s < INFINITY) {
@@ -1091,6 +1106,11 @@ static inline void gate(const Inputs *i, const Limits *lim, const Site *s, State
         st->start_step = START_DONE;
         const double state = i->pcs.pcs_state;
         if (!st->parked || state != state || (PCS_STARTING <= state && state <= PCS_THROTTLED)) o->op_request = OP_STOP;
+    }
+    if (i->pcs_deaf) {
+        w->flags |= LIM_PCS_DEAF;
+        const int running = w->pcs_ok && PCS_STARTING <= i->pcs.pcs_state && i->pcs.pcs_state <= PCS_THROTTLED;
+        if ((st->mode == FAULT || st->mode == TRIP) && running && abs_w(i->pcs.batt_p_w) > s->follow_w) o->op_request = OP_STOP;
     }
     p += 0.0;
     o->p_cmd_w = p;

@@ -154,6 +154,10 @@ def _limit(name: str) -> Any:
         instance, image, _ = ctx.writable()
         number = _carry_out(lambda: operate.limit(instance, image, {key: value}, lease_s, ctx.clock, ctx.author))
         shown = look.kw(value) if unit else f"{100 * value:.1f} %"
+        lease_s = (image.operator_limits()["lease_until_ns"] - ctx.clock.monotonic_ns()) / 1e9
+        others = [k for k in operate.standing_limits(image, ctx.clock) if k != key]
+        if others:
+            yield f"with it stand {', '.join(others)}; all of them have one lease, the longest asked for: `limit off` ends them together"
         yield f"command {number}: {name} {shown} for {lease_s:.0f} s or until `limit off`; it tightens the site's limit, never loosens it"
 
     return run

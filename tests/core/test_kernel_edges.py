@@ -589,3 +589,79 @@ def test_a_limit_that_is_lowered_in_mid_window_does_not_ask_back_what_was_allowe
     out = r.step(20)
     assert out["p_cmd_w"] == pytest.approx(20e3, rel=0.02), "the battery gives the difference, and not ten minutes of it in a minute"
     assert out["target_w"] == pytest.approx(380e3, rel=1e-3)
+
+
+def test_a_pcs_that_refuses_every_command_is_a_fault_and_is_asked_to_stop() -> None:
+    """It answers reads, and takes no command: no alarm of its answers, and power that nobody holds."""
+    r = Rig(400e3).to_grid()
+    r.step(20, load_w=440e3)
+    r.inp["pcs_deaf"], r.follow = 1, False
+    r.step(95)
+    assert r.out["mode"] == GRID and r.out["limits_active"] & im.LIM_PCS_DEAF
+    out = r.step(10)
+    assert out["mode"] == FAULT and "pcs_not_following" in alarms(out)
+    assert out["p_cmd_w"] == 0.0 and out["op_request"] == 2, "0 W is not taken: standby is asked"
+    r.inp["reset"] += 1
+    assert r.step(10)["mode"] == FAULT, "no reset while its cause stands"
+    r.inp["pcs_deaf"], r.follow = 0, True
+    r.step(50)
+    assert r.out["op_request"] == 0
+    r.inp["reset"] += 1
+    assert r.step(10)["mode"] != FAULT
+
+
+def test_a_trip_is_still_owed_its_delay_after_a_restart_of_control() -> None:
+    r = Rig(400e3, enter_service_delay_s=5.0)
+    r.inp["latched"] = im.ALM_GRID_OUTSIDE
+    r.running, r.target_w, r.p_w = True, 40e3, 40e3  # left running, at what somebody once asked for
+    r.inp["pcs_ctl"]["wset_ena"], r.inp["pcs_ctl"]["wset_w"] = 1.0, 40e3
+    r.step()
+    r.inp["latched"] = 0
+    out = r.step(400)
+    assert out["mode"] == STANDBY and abs(r.p_w) < 100.0, "not adopted: the grid is good, but not for so long"
+    assert r.step(300)["mode"] == GRID
+    r = Rig(400e3)
+    r.inp["latched"] = im.ALM_GRID_OUTSIDE | im.ALM_METER_SIGN
+    assert r.step()["mode"] == FAULT and r.kernel.get_state()["tripped"] == 1
+
+
+def test_a_parked_site_whose_control_restarts_ramps_down_from_what_the_converter_does() -> None:
+    r = Rig(400e3).to_grid()
+    r.inp["slot"][im.SLOT_OPERATOR] = {"lease_until_ns": 1 << 62, "id": 1, "value_w": 60e3, "kind": im.SP_HOLD, "pad": 0}
+    r.step(4000)
+    assert r.p_w == pytest.approx(60e3, rel=0.01)
+    r.kernel = type(r.kernel)(r.site)  # another control; the converter runs on
+    r.inp["pcs_ctl"]["wset_w"], r.inp["pcs_ctl"]["wset_ena"] = 60e3, 1.0
+    r.inp["park"] = 1
+    falls, before = [], r.p_w
+    for _ in range(6000):
+        r.step()
+        falls.append(before - r.p_w)
+        before = r.p_w
+        if r.out["mode"] == STOP and r.out["p_cmd_w"] == 0.0:
+            break
+    assert r.out["mode"] == STOP and max(falls) < 0.02 * 250e3, "no step, a ramp"
+
+
+def test_a_park_takes_the_time_that_the_ramp_limit_asks_for() -> None:
+    r = Rig(600e3, import_limit_w=700e3, feeder_w=800e3).to_grid()
+    r.lim["import_limit_w"] = 700e3
+    r.step(20, load_w=780e3)
+    assert r.out["p_cmd_w"] > 150e3
+    at = r.out["p_cmd_w"]
+    r.inp["park"] = 1
+    for _ in range(1000):
+        r.step()
+    assert at - r.out["p_cmd_w"] <= 1.05 * r.site["ramp_down_w_per_s"] * 10.0 + 1e3
+
+
+def test_what_a_window_owes_stays_owed_when_its_limit_is_lowered_a_little() -> None:
+    r = Rig(400e3, billing_window_s=900.0).to_grid()
+    r.inp["billing_phase_s"] = 600.0
+    r.step(2)
+    st = r.kernel.get_state()
+    st["billing_wh"] = 445e3 * 600 / 3600 + 900.0
+    r.kernel = type(r.kernel)(r.site | {"import_limit_w": 444e3})
+    r.kernel.set_state(st)
+    r.step()
+    assert r.kernel.get_state()["billing_wh"] == pytest.approx(444e3 * 600 / 3600 + 900.0, abs=5.0)

@@ -219,6 +219,7 @@ def new_state(s: Obj) -> Obj:
         rb_t_ns=0, rb_target_w=0.0, rb_p_w=0.0, rb_err_w=0.0, rb_abs_w=0.0, align_num=0.0,
         align_den=0.0, align_s=0.0, load_w=0.0, stop_s=0.0, mean_w=0.0,
         horizon_s=0.0, ref_w=0.0, cmd_w=0.0, droop_w=0.0, volt_var=0.0, billing_wh=0.0, billing_phase_s=0.0, billing_limit_w=0.0,
+        deaf_since_ns=0,
         last_grid_w=0.0,
         last_meter=[0.0] * 6, last_hb=0.0, not_held_s=0.0, last_meter_t_ns=0, last_meter_count=0, last_pcs_count=0,
         q_n=0, model_at=0, rb_at=0,
@@ -286,6 +287,10 @@ def judge(i: Obj, s: Obj, st: Obj, w: Obj) -> None:
         w.bms_now = False
     if age_s(i, i.pcs.g) <= s.pcs_lost_s and -8.0 * s.s_rated_va <= i.pcs.batt_p_w <= 8.0 * s.s_rated_va:
         st.pcs_good_ns = i.pcs.g.t_ns
+    if not i.pcs_deaf:
+        st.deaf_since_ns = 0
+    elif st.deaf_since_ns == 0:
+        st.deaf_since_ns = i.t_ns
     w.bms_ok = (not s.has_bms or good(i, st.bms_good_ns, s.bms_lost_s)) and (
         not s.has_bms_limits or good(i, st.bms_lim_good_ns, s.bms_lost_s)
     )
@@ -379,6 +384,8 @@ def causes(i: Obj, s: Obj, st: Obj, w: Obj) -> int:
         a |= ALM_PCS_LOCAL
     if i.verified < 0:
         a |= ALM_IDENTITY
+    if w.pcs_ok and st.deaf_since_ns and since_s(i, st.deaf_since_ns) > s.pcs_lost_s:
+        a |= ALM_PCS_NOT_FOLLOWING
     return a
 
 
@@ -476,15 +483,21 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
     if st.mode != FAULT:
         st.reset_seen = i.reset
     if i.latched:
-        st.alarms |= i.latched
-        st.was_clean = 0
-        if st.mode != FAULT:
-            enter(st, i, FAULT)
-    if i.stop:
+        if i.latched & ALM_GRID_OUTSIDE:
+            st.tripped = 1
+        if i.latched & ~ALM_GRID_OUTSIDE:
+            st.alarms |= i.latched
+            st.was_clean = 0
+            if st.mode != FAULT:
+                enter(st, i, FAULT)
+    if i.stop and st.parked:
         st.parked = 0
-    if (i.stop and st.mode != STOP) or (i.park and (st.mode == GRID or st.mode == STANDBY)):
+        st.stop_s = smaller(st.stop_s, since_s(i, st.stop_since_ns) + 55.0)
+    waits = st.mode == STANDBY and st.start_step > START_REVERSION and not st.adopt
+    if (i.stop and st.mode != STOP) or (i.park and (st.mode == GRID or waits)):
         st.stop_since_ns = i.t_ns
-        st.stop_s = clamp(div(abs_w(st.cmd_w), s.ramp_down_w_per_s), 0.1, 55.0) if st.mode == GRID else 0.0
+        ramp_s = clamp(div(abs_w(st.cmd_w), s.ramp_down_w_per_s), 0.1, 55.0 if i.stop else INF)
+        st.stop_s = ramp_s if st.mode == GRID else 0.0
         enter(st, i, STOP)
         st.parked = int(not i.stop)
     if st.mode == GRID or st.mode == ISLAND:
@@ -784,7 +797,8 @@ def bill(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj) -> None:
         return
     elapsed = clamp(i.billing_phase_s, 0.0, s.billing_window_s)
     if s.import_limit_w < st.billing_limit_w:
-        st.billing_wh = smaller(st.billing_wh, s.import_limit_w * elapsed / 3600.0)
+        owed = larger(st.billing_wh - st.billing_limit_w * st.billing_phase_s / 3600.0, 0.0)
+        st.billing_wh = smaller(st.billing_wh, s.import_limit_w * st.billing_phase_s / 3600.0 + owed)
     st.billing_limit_w = s.import_limit_w
     if elapsed < st.billing_phase_s or st.billing_phase_s < 0.0:
         st.billing_wh = s.import_limit_w * elapsed / 3600.0
@@ -877,6 +891,8 @@ def battery(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> float:
         o.target_w = st.ref_w
     elif st.mode != STOP and i.pcs_deaf:
         o.target_w = st.ref_w
+        st.not_held_s += w.dt_s
+        w.flags |= LIM_NOT_HELD
         p = st.cmd_w - st.droop_w
     elif st.mode != STOP:
         reference(i, lim, s, st, w, o, base_w)
@@ -915,8 +931,7 @@ def reactive(i: Obj, s: Obj, st: Obj, w: Obj, p_w: float) -> float:
 
 def limit(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float, before_w: float, droop_w: float) -> float:
     if i.pcs_deaf and st.mode == GRID:
-        w.flags |= LIM_PCS_DEAF
-        p = clamp(p + droop_w, smaller(st.cmd_w, 0.0), larger(st.cmd_w, 0.0))
+        p = clamp(p + (droop_w if w.meter_ok else 0.0), smaller(st.cmd_w, 0.0), larger(st.cmd_w, 0.0))
         return bounded(p, -w.cha_w, w.dis_w, w.cha_why, w.dis_why, w)
     if s.cmd_slew_w_per_s < INF:
         o.p_cmd_w = slew_from_zero(before_w, p, s.cmd_slew_w_per_s, w.dt_s)
@@ -960,6 +975,11 @@ def gate(i: Obj, lim: Obj, s: Obj, st: Obj, w: Obj, o: Obj, p: float) -> None:
         st.start_step = START_DONE
         state = i.pcs.pcs_state
         if not st.parked or state != state or PCS_STARTING <= state <= PCS_THROTTLED:
+            o.op_request = OP_STOP
+    if i.pcs_deaf:
+        w.flags |= LIM_PCS_DEAF
+        running = w.pcs_ok and PCS_STARTING <= i.pcs.pcs_state <= PCS_THROTTLED
+        if (st.mode == FAULT or st.mode == TRIP) and running and abs_w(i.pcs.batt_p_w) > s.follow_w:
             o.op_request = OP_STOP
     p += 0.0
     o.p_cmd_w = p

@@ -69,6 +69,7 @@ def running(tmp_path: Path) -> Iterator[tuple[Cabinet, Live]]:
         cabinet.end()
 
 
+@pytest.mark.soak  # two and a half minutes; its steps run in virtual time in test_guide.py
 @pytest.mark.timeout(400)
 def test_all_steps_with_a_person_at_the_cabinet(
     running: tuple[Cabinet, Live], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -355,7 +355,7 @@ def test_a_site_that_ends_and_comes_back_under_a_session(hall: Hall) -> None:
     person.sees("NOTHING RUNS at site builtin")
     person.type("hold 0")
     person.sees("nothing runs")
-    person.type("events 3")
+    person.type("events 5 stop")
     person.sees("GRID -> STOP")
     hall.live = Live(hall.tmp, links(hall.tmp, hall.cabinet.ports), *RAMP)
     hall.live.open()
