@@ -10,6 +10,7 @@ import fcntl
 from libc.string cimport memcpy, memset
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.unistd cimport close as unistd_close
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
@@ -402,6 +403,9 @@ cdef class ProcessImage:
         if self.m != NULL:
             munmap(self.m, sizeof(Image))
             self.m = NULL
+        if self.fd >= 0:
+            unistd_close(self.fd)
+            self.fd = -1
 
     def close(self):
         """Close the descriptor (the mapping lives as long as the object)."""

@@ -32,7 +32,7 @@ from controller.virtual import Plant
 DESK_NAME = "desk"  # the socket, in the runtime directory
 TRY_S, TRY_MIN_S, TRY_MAX_S = 60.0, 5.0, 600.0
 MAX_CHANGES = 64
-MAX_KEY, MAX_TEXT, MAX_WHO = 80, 300, 80
+MAX_KEY, MAX_TEXT, MAX_WHO = 80, 300, 160
 APART_S = 5.0  # between two trials that start control again: asking again and again must not keep it from working
 TAKEN_S = 1.0  # the engine takes new settings at a tick boundary
 CHILDREN = ("control", "supervisor")
@@ -467,7 +467,7 @@ def ask(instance: Instance, request: dict[str, Any], timeout_s: float = 5.0) -> 
     try:
         return lines.ask(Path(instance.directory) / DESK_NAME, request, timeout_s)
     except TimeoutError:
-        why = f"its parent (process {instance.pid}) has not answered for {timeout_s:g} s; it may be halted, or wait for a disk"
+        why = f"its parent ({instance.pid}) has not answered for {timeout_s:g} s; it may be halted or wait for a disk, and may still do it"
     except PermissionError:
         why = "its desk may not be used by this user; use the user that runs it, or root"
     except OSError:

@@ -128,6 +128,9 @@ def is_locked(directory: Path) -> bool:
 def read(directory: Path) -> Instance | None:
     """The instance of a runtime directory, or None."""
     try:
+        stat = directory.lstat()
+        if stat.st_uid not in (0, os.geteuid()) or stat.st_mode & 0o022 or directory.is_symlink():
+            return None  # in /tmp anybody can make one: what it says is a stranger's word
         data = json.loads((directory / "instance.json").read_text())
         return Instance(**data)
     except (OSError, ValueError, TypeError):
@@ -158,6 +161,9 @@ def find(site: str | None) -> Instance:
     fitting = [[i for i in place if site in (None, i.site)] for place in running()]
     instances = next((place for place in fitting if place), [])
     if not instances:
+        hidden = [d for base in base_directories() for d in base.glob(f"{PREFIX}{site or '*'}") if not os.access(d, os.R_OK | os.X_OK)]
+        if hidden:
+            raise InstanceError(f"{hidden[0]} belongs to another user: run this as that user, or as root (sudo)")
         raise InstanceError(f"{f'site {site}' if site else 'ballast'} is not running; start it with `ballast run`")
     if len(instances) > 1:
         names = ", ".join(i.site for i in instances)

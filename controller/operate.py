@@ -9,6 +9,7 @@ import fcntl
 import getpass
 import math
 import os
+import signal
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -183,9 +184,20 @@ def freeze(instance: Instance) -> str:
     """Asks the supervisor to keep the last 60 s and the next 10 s; where they go, in words. Raises InstanceError."""
     from controller.supervise import FREEZE_NAME, FREEZE_SIGNAL
 
+    gone = "the supervisor is not running; it is started again within 2 s"
     if not alive(instance.supervisor_pid):
-        raise InstanceError("the supervisor is not running; it is started again within 2 s")
-    os.kill(instance.supervisor_pid, FREEZE_SIGNAL)
+        raise InstanceError(gone)
+    try:
+        fd = os.pidfd_open(instance.supervisor_pid)
+        try:
+            # a number can have been given to a stranger, for whom the signal is death
+            if b"controller.supervise" not in Path(f"/proc/{instance.supervisor_pid}/cmdline").read_bytes():
+                raise InstanceError(gone)
+            signal.pidfd_send_signal(fd, FREEZE_SIGNAL)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        raise InstanceError(f"the supervisor cannot be asked: {e.strerror}") from None
     if instance.out is not None:
         return f"every tick is recorded already, in {instance.out}"
     return f"the last 60 s and the next 10 s go to {Path(instance.store).parent / FREEZE_NAME}"

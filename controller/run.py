@@ -330,6 +330,7 @@ class Parent:
         """From start to summary. Returns the exit code."""
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, lambda *_: None)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for the children: a freeze asked of a supervisor that starts must not end it
         signal.set_wakeup_fd(self.wake_w, warn_on_full_buffer=False)
         live = sys.stdout.isatty() and not self.options.quiet
         log_path = self.directory / "log"

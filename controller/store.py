@@ -247,7 +247,10 @@ class Store:
     def author(self, number: int) -> str | None:
         """Who gave the command of that id."""
         row = self.db.execute("SELECT who FROM audit WHERE id = ?", (number,)).fetchone()
-        return None if row is None else str(row[0])
+        if row is not None:
+            return str(row[0])
+        with self.reserve.held() as waiting:
+            return next((str(r[4]) for r in waiting if r[0] == number), None)
 
     def audit(self, limit: int = 100) -> Iterable[tuple[Any, ...]]:
         """The newest commands first: (id, wall_s, who, command, value_w, lease_s, text)."""

@@ -7,7 +7,6 @@ the first log-in makes the first engineer. A file that cannot be read lets nobod
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import json
@@ -17,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from controller.instance import take
+
 FILE = "accounts.json"
 ROLES = ("viewer", "operator", "engineer")  # each may what those before it may
 # OWASP's scrypt figures at 16 MB: some 50 ms on an edge PC, and no more memory than control locks.
@@ -25,6 +26,7 @@ MIN_PASSWORD, MAX_PASSWORD = 8, 128
 MAX_NAME, MAX_USERS = 20, 50
 FREE_TRIES = 3  # in a row, before the first wait
 FIRST_WAIT_S, MOST_WAIT_S = 2.0, 300.0
+LOCK_S = 2.0
 FORGET_S = 3600.0  # failures older than this no longer count
 _COMMON = frozenset(
     ("password", "passwort", "ballast1", "12345678", "123456789", "1234567890", "qwertyui", "engineer", "operator", "changeme")
@@ -35,6 +37,10 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 class AccountError(Exception):
     """A name, password or account file that cannot be used; the message says what would do."""
+
+
+class Unlocked(AccountError):
+    """The file cannot be changed now."""
 
 
 @dataclass
@@ -81,6 +87,7 @@ class Accounts:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / FILE
+        self._here: dict[str, Failures] = {}  # failures that the disk did not take
 
     # ---- the file
 
@@ -123,9 +130,10 @@ class Accounts:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             fd = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e:
-            raise AccountError(f"{self.path.parent}: {e.strerror}: accounts can be read, not changed") from None
+            raise Unlocked(f"{self.path.parent}: {e.strerror}: accounts can be read, not changed") from None
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            if not take(fd, LOCK_S):
+                raise Unlocked("another console has been changing accounts for 2 s: try again")
             yield
         finally:
             os.close(fd)
@@ -193,35 +201,49 @@ class Accounts:
 
     def wait_s(self, name: str, line: str, wall_s: float) -> float:
         """How long this user, or anybody on this line, has to wait before the next try."""
-        book = self._read()
-        return max(_wait_s(book.failures.get(key), wall_s) for key in (name, _line_key(line)))
+        failures = self._read().failures | self._here
+        return max(_wait_s(failures.get(key), wall_s) for key in (name, _line_key(line)))
 
     def log_in(self, name: str, password: str, line: str, wall_s: float) -> str | None:
         """The role where name and password fit; else None, and the failure counts for the user and for the line.
 
         A name that does not exist takes as long as a wrong password. During a wait even the right password is refused.
         """
-        with self._locked():
-            book = self._read()
-            if not book.users:
-                return None  # a file without an account must never come to be
-            keys = (name, _line_key(line))
-            if max(_wait_s(book.failures.get(key), wall_s) for key in keys) > 0:
-                return None
-            user = book.users.get(name)
-            fits = _fits(user if user is not None else _NOBODY, password)
-            if user is not None and fits:
-                if any(book.failures.pop(key, None) is not None for key in keys):
-                    with contextlib.suppress(AccountError):  # a full disk keeps nobody out who has the password
-                        self._write(book)
-                return user.role
-            for key in keys if user is not None else keys[1:]:
-                before = book.failures.get(key, Failures())
-                old = not 0 <= wall_s - before.last_wall_s < FORGET_S
-                book.failures[key] = Failures(1 if old else before.count + 1, wall_s)
-            with contextlib.suppress(AccountError):
-                self._write(book)
+        try:
+            with self._locked():
+                return self._try(name, password, line, wall_s)
+        except Unlocked:  # a disk that is full or read-only keeps nobody out who has the password; failures count in this process
+            return self._try(name, password, line, wall_s)
+
+    def _try(self, name: str, password: str, line: str, wall_s: float) -> str | None:
+        book = self._read()
+        if not book.users:
+            return None  # a file without an account must never come to be
+        failures = book.failures | self._here
+        keys = (name, _line_key(line))
+        if max(_wait_s(failures.get(key), wall_s) for key in keys) > 0:
             return None
+        user = book.users.get(name)
+        fits = _fits(user if user is not None else _NOBODY, password)
+        if user is not None and fits:
+            if any(failures.pop(key, None) is not None for key in keys):
+                self._keep(book, failures)
+            return user.role
+        for key in keys if user is not None else keys[1:]:
+            before = failures.get(key, Failures())
+            old = not 0 <= wall_s - before.last_wall_s < FORGET_S
+            failures[key] = Failures(1 if old else before.count + 1, wall_s)
+        self._keep(book, {k: f for k, f in failures.items() if wall_s - f.last_wall_s < FORGET_S})
+        return None
+
+    def _keep(self, book: _Book, failures: dict[str, Failures]) -> None:
+        """On the disk, or in this process where the disk takes nothing."""
+        book.failures = failures
+        try:
+            self._write(book)
+            self._here = {}
+        except AccountError:
+            self._here = failures
 
     def verify(self, name: str, password: str) -> bool:
         """A password once more, of somebody who is logged in (a signature); no lock-out."""

@@ -70,11 +70,17 @@ def _carry_out(what: Any) -> int:
 
 def _warn(ctx: Context) -> Iterable[str]:
     """Why what was just asked for may not show."""
-    if ctx.image is None or ctx.image.latest() is None:
+    if silent := ctx.silent():
+        yield f"NOT IN FORCE: {silent}. It acts when control is back, if its time has not run out by then"
         return
     out = ctx.latest()["out"]
     if out["mode"] != 2:
         yield f"note: the mode is {look.core.MODE_NAMES[out['mode']]}; it acts in GRID. `why` tells what is waited for"
+
+
+def _silent(ctx: Context) -> Iterable[str]:
+    if silent := ctx.silent():
+        yield f"NOT IN FORCE: {silent}. It acts when control is back"
 
 
 def hold(ctx: Context, words: list[str]) -> Iterable[str]:
@@ -87,8 +93,8 @@ def hold(ctx: Context, words: list[str]) -> Iterable[str]:
         raise Refused(str(e)) from None
     instance, image, _ = ctx.writable()
     _free(ctx, image, force or value_w == 0.0)
-    ctx.drop()
     number = _carry_out(lambda: operate.hold(instance, image, value_w, lease_s, ctx.clock, ctx.author))
+    ctx.drop()
     yield f"command {number}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s or until `release`; limits stay in force"
     yield from _warn(ctx)
 
@@ -103,9 +109,10 @@ def release(ctx: Context, words: list[str]) -> Iterable[str]:
         yield "the operator's slot is empty: the battery follows the load"
         return
     _free(ctx, image, force)
-    ctx.drop()
     number = _carry_out(lambda: operate.release(instance, image, ctx.clock, ctx.author))
+    ctx.drop()
     yield f"command {number}: released; the battery follows the load"
+    yield from _warn(ctx)
 
 
 def setpoint(ctx: Context, words: list[str]) -> Iterable[str]:
@@ -121,7 +128,6 @@ def setpoint(ctx: Context, words: list[str]) -> Iterable[str]:
     kind = operate.SP_BASE if on_grid else operate.SP_HOLD
     instance, image, _ = ctx.writable()
     _free(ctx, image, force)
-    ctx.drop()
     number = _carry_out(lambda: operate.setpoint(instance, image, kind, value_w, ctx.clock, ctx.author))
     ctx.keep(image, number)
     what = f"grid import is moved by {value_w / 1e3:+.1f} kW" if on_grid else f"battery at {value_w / 1e3:+.1f} kW"
@@ -137,7 +143,7 @@ def _limit(name: str) -> Any:
     key, unit, _ = look.LIMIT_NAMES[name]
 
     def run(ctx: Context, words: list[str]) -> Iterable[str]:
-        words, for_s, _ = _split(words)
+        words, for_s, force = _split(words)
         value = in_unit("".join(words), key if unit else f"{key}_pu")
         most = 1e8 if unit else 1.0
         if value is None or not math.isfinite(value) or not 0 <= value <= most:
@@ -152,6 +158,9 @@ def _limit(name: str) -> Any:
         except SiteError as e:
             raise Refused(str(e)) from None
         instance, image, _ = ctx.writable()
+        stands = operate.standing_limits(image, ctx.clock).get(key)
+        if stands is not None and not force and (value < stands if name == "soc_min" else value > stands):
+            raise Refused(f"an operator has set {name} to {stands:g}, which is tighter: add the word `force` to loosen it, or `limit off`")
         number = _carry_out(lambda: operate.limit(instance, image, {key: value}, lease_s, ctx.clock, ctx.author))
         shown = look.kw(value) if unit else f"{100 * value:.1f} %"
         lease_s = (image.operator_limits()["lease_until_ns"] - ctx.clock.monotonic_ns()) / 1e9
@@ -159,6 +168,7 @@ def _limit(name: str) -> Any:
         if others:
             yield f"with it stand {', '.join(others)}; all of them have one lease, the longest asked for: `limit off` ends them together"
         yield f"command {number}: {name} {shown} for {lease_s:.0f} s or until `limit off`; it tightens the site's limit, never loosens it"
+        yield from _warn(ctx)
 
     return run
 
@@ -178,6 +188,7 @@ def standby(ctx: Context, words: list[str]) -> Iterable[str]:
     instance, image, _ = ctx.writable()
     number = _carry_out(lambda: operate.park(instance, image, True, ctx.clock, ctx.author))
     yield f"command {number}: ramping to 0 W, then the PCS goes to standby and stays there until `mode auto`"
+    yield from _silent(ctx)
 
 
 def auto(ctx: Context, words: list[str]) -> Iterable[str]:
@@ -185,6 +196,7 @@ def auto(ctx: Context, words: list[str]) -> Iterable[str]:
     instance, image, _ = ctx.writable()
     number = _carry_out(lambda: operate.park(instance, image, False, ctx.clock, ctx.author))
     yield f"command {number}: the start sequence runs; `status` shows how far it is"
+    yield from _silent(ctx)
 
 
 def reset(ctx: Context, words: list[str]) -> Iterable[str]:
@@ -192,6 +204,7 @@ def reset(ctx: Context, words: list[str]) -> Iterable[str]:
     instance, image, _ = ctx.writable()
     number = _carry_out(lambda: operate.reset(instance, image, ctx.clock, ctx.author))
     yield f"command {number}: reset asked; FAULT ends when its causes are gone (`alarms` names them)"
+    yield from _silent(ctx)
 
 
 def ack(ctx: Context, words: list[str]) -> Iterable[str]:
@@ -233,7 +246,9 @@ ROWS = (
         group="act",
     ),
     *(
-        Command(f"limit {name}", "operator", "VALUE [for TIME]", f"tighten a limit for a time: {text}", _limit(name), 6, 1, group="act")
+        Command(
+            f"limit {name}", "operator", "VALUE [for TIME] [force]", f"tighten a limit for a time: {text}", _limit(name), 7, 1, group="act"
+        )
         for name, (_, _, text) in look.LIMIT_NAMES.items()
     ),
     Command("limit off", "operator", "", "end all limits that operators have set", limit_off, group="act"),

@@ -89,12 +89,13 @@ def put(ctx: Context, words: list[str]) -> Iterable[str]:
 
 def _try(ctx: Context, changes: dict[str, str], seconds: float) -> Iterable[str]:
     got = ask(ctx, {"do": "try", "who": ctx.author, "changes": changes, "seconds": seconds})
-    for key, (old, new) in got["changes"].items():
-        yield f"{key}: {_shown(key, old)} -> {_shown(key, new)}"
     if not got["changes"]:
         yield "nothing differs from what is in force"
         return
-    ctx.trial = (int(got["id"]), ctx.clock.monotonic_ns() + int(seconds * 1e9))
+    ctx.trial = (int(got["id"]), ctx.clock.monotonic_ns() + int(seconds * 1e9))  # first: whoever stops reading has it too
+    ctx.trial_values = {key: new for key, (_, new) in got["changes"].items()}
+    for key, (old, new) in got["changes"].items():
+        yield f"{key}: {_shown(key, old)} -> {_shown(key, new)}"
     if got["how"] == "restart":
         yield "control is started again for it; a running PCS keeps its power meanwhile"
     yield f"on trial for {seconds:.0f} s. `settings confirm` keeps it; `settings back`, or nothing, brings the old values back"
@@ -327,6 +328,7 @@ def commission(ctx: Context, words: list[str]) -> None:
     busy = [s for s in ctx.presence.others() if s.holds == "test"]
     if busy:
         raise Refused(f"{busy[0].user} on {busy[0].line} is at it")
+    held = ctx.presence.own.holds
     ctx.presence.holds("test")
     ctx.audit("test", " ".join(words) or "guided commissioning")
     idle_s, ctx.line.idle_s = ctx.line.idle_s, max(ctx.line.idle_s, 3600.0) if ctx.line.idle_s else 0.0
@@ -346,7 +348,7 @@ def commission(ctx: Context, words: list[str]) -> None:
         raise Refused(f"{e.filename or 'results'}: {e.strerror or e}") from None
     finally:
         ctx.line.idle_s = idle_s
-        ctx.presence.holds("")
+        ctx.presence.holds(held)
 
 
 ROWS = (

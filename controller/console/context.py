@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import sqlite3
 import textwrap
 import threading
 from collections.abc import Iterable, Sequence
@@ -18,14 +19,26 @@ from controller import instance as instances
 from controller import operate
 from controller.build import site_from
 from controller.clock import Clock
-from controller.console.accounts import Accounts
-from controller.console.line import Cancelled, Line
+from controller.console.accounts import AccountError, Accounts
+from controller.console.line import Cancelled, Line, LoggedOut
 from controller.console.presence import Presence
 from controller.instance import Instance, InstanceError
 from controller.site import Site
 from controller.store import TYPED, Store
 
 RENEW_S = 1.0
+FRESH_S = 0.5  # older: control does not tick, and nothing of it is now
+HISTORY_NAME = "history.sqlite"
+
+
+def note(path: Path, run: int, wall_s: float, who: str, command: str, text: str) -> None:
+    """One row of a person's doing in the audit trail, on the disk when this returns; a disk that takes nothing stops nobody."""
+    with contextlib.suppress(OSError, sqlite3.Error, ValueError):
+        store = Store(path, run)
+        try:
+            store.add_audit(wall_s, who, command, None, None, text)
+        finally:
+            store.close()
 
 
 class Refused(Exception):
@@ -45,6 +58,7 @@ class Context:
         self.keeper: Keeper | None = None
         self.standing: dict[str, str] = {}  # faults that this person has been told of: id -> text
         self.trial: tuple[int, int] | None = None  # id of our settings on trial, and when it goes back by itself
+        self.trial_values: dict[str, Any] = {}
         self._scribe = Scribe(self)
         self._scribe.start()
         self._key: tuple[int, int] | None = None
@@ -103,19 +117,38 @@ class Context:
     @property
     def store_path(self) -> Path:
         """History and audit trail: those of the run, or of the site's last one."""
-        return Path(self.instance.store) if self.instance is not None else self.state / "history.sqlite"
+        instance = self.instance
+        return Path(instance.store) if instance is not None else self.state / HISTORY_NAME
 
     @contextlib.contextmanager
     def store(self) -> Any:
         """The store, for reading; Refused where there is none."""
+        instance = self.instance
         try:
-            opened = Store(self.store_path, self.instance.run if self.instance else 0, readonly=True)
-        except OSError as e:
+            opened = Store(self.store_path, instance.run if instance else 0, readonly=True)
+            if opened.db is None:
+                opened.close()
+                raise OSError(f"{self.store_path}: {opened.error}")
+        except (OSError, sqlite3.Error) as e:
             raise Refused(f"{e}: there is no history here yet, or its disk is gone") from None
         try:
             yield opened
+        except sqlite3.Error as e:
+            raise Refused(f"{self.store_path}: {e}: history and audit trail cannot be read; power is not affected") from None
         finally:
             opened.close()
+
+    def silent(self) -> str:
+        """Why what the image shows is not now; empty: it is."""
+        if self.instance is None:
+            return "NOTHING RUNS"
+        if not instances.alive(self.instance.control_pid):
+            return "CONTROL DOES NOT RUN"
+        row = self.image.latest()
+        if row is None:
+            return "control has not ticked yet"
+        old_s = (self.clock.monotonic_ns() - row["inp"]["t_ns"]) / 1e9
+        return f"CONTROL DOES NOT TICK, the numbers are {old_s:.1f} s old" if old_s > FRESH_S else ""
 
     # ---- the person
 
@@ -154,12 +187,18 @@ class Context:
         if self.keeper is not None and self.keeper.lost:
             self.drop()
             yield "your setpoint is no longer in force: another one took its place, or control was away for longer than its lease"
-        if self.trial is not None and self.trial_left_s() <= 0:
-            self.trial = None
-            yield "the settings on trial were not confirmed in time: the old values are back"
         from controller.console import standing  # it works on a Context
 
         self.refresh()
+        if self.keeper is not None and (self.instance is None or self.instance.run != self.keeper.run_number):
+            self.drop()
+            yield "the site has ended, or was started anew: your setpoint ended with it"
+        if self.trial is not None and self.trial_left_s() <= 0:
+            yield self._how_the_trial_ended()
+        with contextlib.suppress(AccountError):  # a damaged file is no reason to throw out who is here
+            if self.accounts.role(self.user) is None:
+                self.line.say("this account has been removed")
+                raise LoggedOut
         now = standing.now_standing(self)
         for fault, text in now.items():
             if fault not in self.standing:
@@ -169,6 +208,27 @@ class Context:
                 yield f"{fault} is gone"
         self.standing = now
 
+    def _how_the_trial_ended(self) -> str:
+        """By the parent's word, which alone knows: somebody else may have confirmed it."""
+        from controller import desk
+
+        assert self.trial is not None
+        number, _ = self.trial
+        wanted, self.trial = self.trial_values, None
+        try:
+            assert self.instance is not None
+            got = desk.ask(self.instance, {"do": "settings"})
+        except (InstanceError, AssertionError):
+            return "your settings on trial: the parent does not answer, so nobody can tell whether they are still in force"
+        pending = got.get("pending")
+        if pending and pending["id"] == number:
+            self.trial = (number, self.clock.monotonic_ns() + int((float(pending["left_s"]) + 1.0) * 1e9))
+            return f"your settings are still on trial, for another {pending['left_s']:.0f} s"
+        values = got.get("values", {})
+        if wanted and all(values.get(key) == value for key, value in wanted.items()):
+            return "your settings are no longer on trial: somebody has confirmed them"
+        return "the settings on trial were not confirmed in time: the old values are back"
+
     def trial_left_s(self) -> float:
         """Until our settings on trial go back."""
         return 0.0 if self.trial is None else max(0.0, (self.trial[1] - self.clock.monotonic_ns()) / 1e9)
@@ -177,16 +237,14 @@ class Context:
 
     def audit(self, command: str, text: str) -> None:
         """A command with its author, on the disk when this returns; a disk that takes nothing stops nobody."""
-        with contextlib.suppress(OSError):
-            store = Store(self.store_path, self.instance.run if self.instance is not None else 0)
-            try:
-                store.add_audit(self.clock.wall_s(), self.author, command, None, None, text)
-            finally:
-                store.close()
+        instance = self.instance  # another thread may find that it has gone
+        path, run = (Path(instance.store), instance.run) if instance is not None else (self.state / HISTORY_NAME, 0)
+        note(path, run, self.clock.wall_s(), self.author, command, text)
 
     def typed(self, text: str, *, refused: bool = False) -> None:
         """What was typed, for the trail; later, so that nobody waits for a disk to see a prompt."""
-        self._scribe.note(text[:200] + (" (refused)" if refused else ""))
+        shown = "".join(c if c.isprintable() else "?" for c in text[:200])
+        self._scribe.note(shown + (" (refused)" if refused else ""))
 
     def close(self) -> None:
         """Writes what is still to be written."""
@@ -197,7 +255,7 @@ class Context:
     def keep(self, image: Any, number: int) -> None:
         """Renews the setpoint of that id until log-out."""
         self.drop()
-        self.keeper = Keeper(image, number, self.clock)
+        self.keeper = Keeper(image, number, self.clock, self.instance.run if self.instance is not None else 0)
         self.keeper.start()
 
     def drop(self) -> None:
@@ -224,9 +282,9 @@ class Context:
 class Keeper(threading.Thread):
     """Renews one setpoint once a second; ends by itself when another one stands in its place."""
 
-    def __init__(self, image: Any, number: int, clock: Clock) -> None:
+    def __init__(self, image: Any, number: int, clock: Clock, run: int = 0) -> None:
         super().__init__(name="setpoint", daemon=True)
-        self.image, self.number, self.clock = image, number, clock
+        self.image, self.number, self.clock, self.run_number = image, number, clock, run
         self.lost = False
         self._stop_asked = threading.Event()
 
@@ -264,7 +322,9 @@ class Scribe(threading.Thread):
         """The thread's work."""
         while (text := self._rows.get()) is not None:
             lost, self._lost = self._lost, 0
-            self.ctx.audit(TYPED, text + (f" (and {lost} lines that the disk was too slow for)" if lost else ""))
+            more = f" (and {lost} lines that the disk was too slow for)" if lost else ""
+            with contextlib.suppress(Exception):  # a row that cannot be written ends no trail
+                self.ctx.audit(TYPED, text + more)
 
     def end(self) -> None:
         """After the last line, at most a few seconds later."""

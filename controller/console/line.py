@@ -26,6 +26,9 @@ DEFAULT_SIZE = (80, 24)
 MAX_SIZE = (200, 60)
 _CURSOR = re.compile(rb"\x1b\[(\d{1,4});(\d{1,4})R")
 _DOTS_TOP, _DOTS_LOW = 0x01 | 0x02 | 0x08 | 0x10, 0x04 | 0x20 | 0x40 | 0x80
+_CONTROLS = {c: "?" for c in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if c not in (0x0A, 0x0D)}
+_USUAL = frozenset((*range(0x20, 0x7F), 0x03, 0x04, 0x08, 0x09, 0x0A, 0x0D, 0x0C, 0x15, 0x1B, 0x7F))
+ODD_BYTES = 64  # in a second: no person types so many of what is no text, at any speed of the line
 _PLAIN = str.maketrans("│─└━╌█▉▊▋▌▍▎▏●○…µ°→·×±²–—", "|-+=-####||::*o~uo>.x+2--")
 
 
@@ -66,6 +69,11 @@ class Wire(Protocol):
         ...
 
 
+def harmless(text: str) -> str:
+    """Without what moves a cursor or clears a screen: names, log lines and what somebody typed reach other people's terminals."""
+    return text.translate(_CONTROLS)
+
+
 def ascii_text(text: str) -> str:
     """The same length in ASCII: what a terminal without UTF-8 can show."""
     if text.isascii():
@@ -90,14 +98,15 @@ class Line:
         self.idle_s = 0.0
         self.sent = 0  # bytes, for those who count them
         self._typed_ns = clock.monotonic_ns()
-        self._window_ns, self._window = 0, 0
+        self._window_ns, self._window, self._odd = 0, 0, 0
+        self._looked_ns = 0
         self._kept = b""
 
     # ---- out
 
     def write(self, text: str) -> None:
         """Text with \\n line ends. Raises Gone."""
-        text = text if self.utf8 else ascii_text(text)
+        text = harmless(text if self.utf8 else ascii_text(text))
         self.write_bytes(text.replace("\n", "\r\n").encode("utf-8" if self.utf8 else "ascii", "replace"))
 
     def write_bytes(self, data: bytes) -> None:
@@ -132,14 +141,17 @@ class Line:
         end_ns = self.clock.monotonic_ns() + int(seconds * 1e9)
         while True:
             left_s = (end_ns - self.clock.monotonic_ns()) / 1e9
-            if select.select([self.wire.fd_in], [], [], max(0.0, min(left_s, LOOK_S)))[0]:
+            ready = bool(select.select([self.wire.fd_in], [], [], max(0.0, min(left_s, LOOK_S)))[0])
+            if not ready or self.clock.monotonic_ns() - self._looked_ns > LOOK_S * 1e9:
+                self.look()
+            if ready:
                 return self._take()
-            self.look()
             if left_s <= 0:
                 return b""
 
     def look(self) -> None:
         """Whatever waits calls this twice a second. Raises Gone, Idle."""
+        self._looked_ns = self.clock.monotonic_ns()
         self.check_idle()
         if not self.wire.carrier():
             raise Gone("the carrier has gone, or this console was told to end")
@@ -147,12 +159,14 @@ class Line:
     def _take(self) -> bytes:
         data = self.read_now()
         now_ns = self.clock.monotonic_ns()
-        self._typed_ns = now_ns
         if now_ns - self._window_ns > FLOOD_S * 1e9:
-            self._window_ns, self._window = now_ns, 0
+            self._window_ns, self._window, self._odd = now_ns, 0, 0
         self._window += len(data)
-        if self._window > FLOOD_BYTES:
+        self._odd += sum(byte not in _USUAL for byte in data)
+        if self._window > FLOOD_BYTES or self._odd > ODD_BYTES:
             raise Noise(self._drain(self._window))
+        if any(byte in b"\r\n q\x03\t" for byte in data):  # somebody is there; single bytes of noise are nobody
+            self._typed_ns = now_ns
         return data
 
     def read_now(self) -> bytes:
@@ -174,7 +188,7 @@ class Line:
             count += n
             select.select([], [], [], n / DRAIN_BYTES_PER_S)
             self.look()  # a flood is nobody typing
-        self._window = 0
+        self._window = self._odd = 0
         return count
 
     def check_idle(self) -> None:

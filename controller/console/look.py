@@ -75,6 +75,11 @@ def banner(ctx: Context) -> list[str]:
     return lines
 
 
+def _stale(ctx: Context) -> Iterable[str]:
+    if silent := ctx.silent():
+        yield f"{silent}: WHAT FOLLOWS IS HOW IT WAS"
+
+
 def show_status(ctx: Context, words: list[str]) -> Iterable[str]:
     """The state on one screen."""
     yield from banner(ctx)
@@ -144,6 +149,7 @@ def show_why(ctx: Context, words: list[str]) -> Iterable[str]:
     _, image, _ = ctx.running()
     out = row["out"]
     mode = core.MODE_NAMES[out["mode"]]
+    yield from _stale(ctx)
     yield _headline(row, mode)
     if mode == "STANDBY":
         yield from ["An operator holds the site in standby; `mode auto` starts it again."] if image.park else _start_words(row, mode)
@@ -300,6 +306,7 @@ def show_mode(ctx: Context, words: list[str]) -> Iterable[str]:
     _, image, _ = ctx.running()
     out = row["out"]
     mode = core.MODE_NAMES[out["mode"]]
+    yield from _stale(ctx)
     since_s = (row["inp"]["t_ns"] - (image.state() or {"mode_since_ns": row["inp"]["t_ns"]})["mode_since_ns"]) / 1e9
     yield f"mode {mode} for {since_s:.0f} s: {core.START_NAMES[out['start_step']] if mode == 'STANDBY' else topdata.mode_words(mode)}"
     if image.park:
@@ -323,6 +330,7 @@ def show_limit(ctx: Context, words: list[str]) -> Iterable[str]:
     """The limits in force, and which of them an operator has tightened."""
     row = ctx.latest()
     _, image, site = ctx.running()
+    yield from _stale(ctx)
     own = image.operator_limits() or {}
     left_s = (own.get("lease_until_ns", 0) - ctx.clock.monotonic_ns()) / 1e9
     for name, (key, unit, text) in LIMIT_NAMES.items():

@@ -26,6 +26,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from controller.console.line import MAX_LINE, Cancelled, Gone, Idle, Line, LoggedOut, Noise
+from controller.process import say
 
 WATCH_S = 0.5
 KEEP_LINES = 200
@@ -109,6 +110,7 @@ class Prompt:
     def read(self, text: str) -> str:
         """One line. Raises Gone, Idle, Noise, Cancelled, LoggedOut."""
         got = asyncio.run(self._ask(text)) if self.line.vt else self.line.read_line(text)
+        got = got.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # prompt_toolkit keeps what is no UTF-8
         if got.strip() and got.isprintable():
             if not self.line.vt:
                 self._history.append_string(got)
@@ -174,8 +176,12 @@ class Prompt:
                         line.look()
                         if texts := list(self._news()):
                             await run_in_terminal(lambda texts=texts: line.write("".join(f"{text}\n" for text in texts)))  # type: ignore[misc]
-                    except (Gone, Idle) as e:
+                    except (Gone, Idle, LoggedOut) as e:
                         end(e)
+                        return
+                    except Exception as e:  # whoever watches idleness and carrier must not fall silent
+                        say("console", f"{type(e).__name__}: {e}")
+                        end(Gone(f"{type(e).__name__} while waiting"))
                         return
 
             watching: list[asyncio.Task[None]] = []
@@ -199,13 +205,13 @@ class Prompt:
     def _write_history(self) -> None:
         if self._file is None:
             return
-        lines = self._history.get_strings()[-KEEP_LINES:]
+        lines = [line for line in self._history.get_strings() if line.isprintable()][-KEEP_LINES:]
         try:
             new = self._file.with_suffix(".new")
             new.touch(0o600)
             new.write_text("\n".join(lines) + "\n")
             new.replace(self._file)
-        except OSError:
+        except (OSError, ValueError):
             self._file = None  # said nowhere: what is lost is a convenience
 
 

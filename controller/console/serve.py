@@ -25,6 +25,7 @@ from controller.problems import Problem, SiteError
 from controller.process import EXIT_OK, say
 
 REOPEN_FIRST_S, REOPEN_MOST_S = 0.2, 2.0
+NAME_CHARS = 40
 NICE = 5  # below everything that keeps the site going
 BAUDS = (1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200, 230400, 460800, 921600)
 
@@ -78,7 +79,7 @@ class SerialWire:
 
         self.port = serial.Serial(path, baud, timeout=0, exclusive=True)
         self.fd_in = self.fd_out = self.port.fileno()
-        self.name = path.removeprefix("/dev/")
+        self.name = Path(path).name[-NAME_CHARS:]  # by-id names are long, and stand in every row of the audit trail
         self.baud: int | None = baud
         self._had_carrier = False
 
@@ -142,7 +143,7 @@ def _serve(port: str, baud: int, name: str, clock: Clock, idle_s: float) -> int:
     while not _Ending.asked:
         try:
             wire = SerialWire(port, baud)
-        except (OSError, serial.SerialException, ValueError) as e:
+        except (OSError, serial.SerialException, termios.error, ValueError) as e:
             why = _why(e, port)
             if first and getattr(e, "errno", None) not in (errno.ENOENT, None):
                 raise SiteError(

@@ -5,6 +5,7 @@ operator's setpoint of this log-in taken back and nothing half done.
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 from _core import image as core
 from controller import instance as instances
@@ -12,7 +13,7 @@ from controller.clock import Clock
 from controller.console import look
 from controller.console.accounts import AccountError, Accounts
 from controller.console.commands import Command, Table, make_table
-from controller.console.context import Context, Refused
+from controller.console.context import HISTORY_NAME, Context, Refused, note
 from controller.console.line import Cancelled, Gone, Idle, Line, LoggedOut, Noise, Wire
 from controller.console.presence import Presence
 from controller.console.prompt import Prompt
@@ -85,6 +86,12 @@ class Console:
                 self.line.say("\nnobody typed: logged out")
             except (Noise, Cancelled, LoggedOut):
                 pass
+            except Gone:
+                raise
+            except Exception as e:
+                # The line belongs to the person in front of it: one more session, whatever ended this one.
+                say("console", f"a session ended by {type(e).__name__}: {e}")
+                self.line.say(f"\nthis session failed inside ballast ({type(e).__name__}); log in again, and please report it")
             if once:
                 return
 
@@ -117,10 +124,21 @@ class Console:
         if role is None:
             left_s = self.accounts.wait_s(name, line.wire.name, self.clock.wall_s())
             line.say("user or password is wrong" if wait_s <= 0 else "too many wrong passwords")
+            if wait_s <= 0:
+                self._note_failure(name)
             if left_s > 0:
                 line.say(f"wait {left_s:.0f} s before the next try; until then even the right one is refused")
             return None
         return self._presence(name, role)
+
+    def _note_failure(self, name: str) -> None:
+        """Into the audit trail; what waits for its delay is not tried, and not noted."""
+        shown = "".join(c if c.isprintable() else "?" for c in name[:20])
+        try:
+            path = Path(instances.find(self.site_name).store)
+        except instances.InstanceError:
+            path = instances.state_directory(self.site_name) / HISTORY_NAME
+        note(path, 0, self.clock.wall_s(), f"somebody on {self.line.wire.name}", "log-in refused", f"user {shown}")
 
     def _first_account(self) -> Presence | None:
         line = self.line
@@ -165,10 +183,11 @@ class Console:
             why = f"line lost: {e}"
             raise
         finally:
-            ctx.end()
-            ctx.audit("log-out", why)
-            ctx.close()
-            presence.close()
+            with contextlib.ExitStack() as stack:  # each of them, whatever the others do
+                stack.callback(presence.close)
+                stack.callback(ctx.close)
+                stack.callback(ctx.audit, "log-out", why)
+                stack.callback(ctx.end)
 
     def _greet(self, ctx: Context) -> None:
         for text in look.banner(ctx):
@@ -200,6 +219,8 @@ class Console:
         ctx.refresh()
         row = ctx.image.latest() if ctx.image is not None else None
         mode = core.MODE_NAMES[row["out"]["mode"]] if row is not None else "not running"
+        if row is not None and ctx.silent():
+            mode = "NO CONTROL"
         trial = f" {ctx.trial_left_s():.0f} s to confirm" if ctx.trial is not None else ""
         return f"{self.site_name} {mode}{trial}> "
 

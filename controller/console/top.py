@@ -36,8 +36,8 @@ def run(ctx: Context, words: list[str]) -> Iterable[str] | None:
             ctx.refresh()
             if ctx.image is None:
                 return [f"the site ended: {ctx.why_not}"]
-            if ctx.image is not source.image:
-                source = Source(ctx.image, site, ctx.instance)
+            if ctx.image is not source.image and ctx.site is not None:
+                source = Source(ctx.image, ctx.site, ctx.instance)
             source.instance = ctx.instance
             began_ns = ctx.clock.monotonic_ns()
             line.write_bytes(screen.frame(list(cells(source, line.width, line.height, began_ns, sweep=sweep)), budget))

@@ -54,7 +54,9 @@ def run(ctx: Context, words: list[str]) -> Iterable[str]:
     span_s = parse_span(words[1]) if len(words) > 1 else DEFAULT_S
     end_s, t, low, high = _from_ring(ctx, signal, span_s) if span_s <= RING_S else _from_file(ctx, signal, span_s)
     width = min(ctx.line.width, 120) - AXIS - 2
-    return draw(signal.header, span_s, t - (end_s - span_s), low, high, width, ROWS)
+    lines = draw(signal.header, span_s, t - (end_s - span_s), low, high, width, ROWS)
+    silent = ctx.silent()
+    return [f"{silent}: the picture ends when it last did", *lines] if silent else lines
 
 
 def _from_ring(ctx: Context, signal: signals.Signal, span_s: float) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
@@ -104,7 +106,7 @@ def draw(title: str, span_s: float, t_s: np.ndarray, low: np.ndarray, high: np.n
             canvas.span(x, y(before[1]), y(float(low[inside][0])), "")
         before = (x, float(high[inside][-1]))
     labels = {0: top, rows // 2: (top + bottom) / 2, rows - 1: bottom}
-    lines = [f"{head}   now {_short(float(high[-1]))}   lowest {_short(float(low.min()))}   highest {_short(float(high.max()))}"]
+    lines = [f"{head}   last {_short(float(high[-1]))}   lowest {_short(float(low.min()))}   highest {_short(float(high.max()))}"]
     for i, runs in enumerate(canvas.lines()):
         lines.append(f"{_short(labels[i]) if i in labels else '':>{AXIS}}│" + "".join(text for text, _ in runs).rstrip())
     lines.append(" " * AXIS + "└" + f"-{_span(span_s)} ".ljust(width - 4, "─") + " now")

@@ -329,7 +329,7 @@ def test_several_problems_come_at_once_and_good_changes_with_bad_ones_change_not
         ({"do": "try", "who": "kim", "changes": {LIMIT: 1}, "second": 5}, "no such field"),
         ({"do": "try", "changes": {LIMIT: 1}}, "printable characters"),
         ({"do": "try", "who": "a\nb", "changes": {LIMIT: 1}}, "printable characters"),
-        ({"do": "try", "who": "k" * 81, "changes": {LIMIT: 1}}, "printable characters"),
+        ({"do": "try", "who": "k" * 161, "changes": {LIMIT: 1}}, "printable characters"),
         ({"do": "try", "who": "kim", "changes": {LIMIT: 1}, "seconds": 4.9}, "outside 5 to 600 s"),
         ({"do": "try", "who": "kim", "changes": {LIMIT: 1}, "seconds": 601}, "outside 5 to 600 s"),
         ({"do": "try", "who": "kim", "changes": {LIMIT: 1}, "seconds": 10**400}, "outside 5 to 600 s"),

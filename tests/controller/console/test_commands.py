@@ -178,7 +178,9 @@ def test_limits_tighten_end_and_say_who(world: World) -> None:
     text = say(ctx, person, "limit")
     assert "395.0 kW" in text and text.count("set by an operator") == 2
     assert "operator" in say(ctx, person, "status")
-    say(ctx, person, "limit import 900kW")
+    with pytest.raises(Refused, match="tighter: add the word `force`"):
+        TABLE.run(ctx, "limit import 900kW")
+    assert "with it stand soc_min" in say(ctx, person, "limit import 900kW force")
     world.run_s(1)
     assert world.sim.image.latest()["lim"]["import_limit_w"] == 445e3, "it never loosens"
     say(ctx, person, "limit off")
@@ -269,7 +271,14 @@ def test_a_trial_is_announced_confirmed_or_taken_back(world: World) -> None:
     assert world.asked[-1]["changes"] == {"grid.import_limit_w": "440kW", "grid.ramp_up_w_per_s": "1000"}
     assert world.asked[-1]["seconds"] == 30
     world.clock.t_ns += 31 * 10**9
-    assert list(ctx.news()) == ["the settings on trial were not confirmed in time: the old values are back"]
+    ctx.trial_values = {"grid.import_limit_w": 44e4}
+    pending["left_s"] = 0.0
+    assert "still on trial" in "".join(t for t in ctx.news() if "trial" in t), "the parent's word counts, not our clock"
+    world.clock.t_ns += 3 * 10**9
+    world.answer = lambda request: {"ok": True, "pending": None, "values": {"grid.import_limit_w": 44e4}}
+    assert "confirmed them" in "".join(t for t in ctx.news() if "trial" in t), "somebody else did"
+    ctx.trial, ctx.trial_values = (8, 0), {"grid.import_limit_w": 43e4}
+    assert "the old values are back" in "".join(t for t in ctx.news() if "trial" in t)
 
 
 def test_what_the_desk_refuses_is_said_as_a_site_file_would_say_it(world: World) -> None:

@@ -15,6 +15,8 @@ from controller.console import presence
 from tests.controller.console.wires import Person
 from tests.controller.console.world import PASSWORDS, TABLE, World
 
+# Sessions live by the wall's clock and the simulated site by its own, which stands: for them its control does not tick, and they say so.
+
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
@@ -94,7 +96,7 @@ def test_a_session_on_a_dumb_terminal(world: World) -> None:
     world.people()
     person, _ = world.console()
     log_in(person, "otto")
-    text = person.sees("builtin GRID>")
+    text = person.sees("builtin NO CONTROL>")
     assert "site builtin   GRID" in text and "otto, operator." in text and text.partition("user: ")[2].isascii()
     person.type("hold 20kW for 1min\r")
     person.sees("battery held at +20.0 kW")
@@ -125,7 +127,7 @@ def test_editing_completion_and_history_on_a_vt100(world: World) -> None:
     person, _ = world.console()
     terminal(person)
     log_in(person, "vera")
-    person.sees("builtin GRID>")
+    person.sees("builtin NO CONTROL>")
     since = person.mark
     person.type("stat\t\r")
     person.sees("NOT HEALTHY", since=since)
@@ -150,7 +152,7 @@ def test_what_cannot_wait_is_said_above_the_line_being_typed(world: World) -> No
     person, _ = world.console()
     terminal(person)
     log_in(person, "vera")
-    person.sees("builtin GRID>")
+    person.sees("builtin NO CONTROL>")
     person.type("wh")
     since = person.mark
     world.instance.supervisor_pid = 0
@@ -168,7 +170,7 @@ def test_a_long_answer_stops_at_each_screenful(world: World) -> None:
     person, _ = world.console()
     terminal(person)
     log_in(person, "anna")
-    person.sees("builtin GRID>")
+    person.sees("builtin NO CONTROL>")
     since = person.mark
     person.type("help\r")
     text = person.sees("-- more", since=since)
@@ -176,7 +178,7 @@ def test_a_long_answer_stops_at_each_screenful(world: World) -> None:
     person.type(" ")
     until(lambda: person.got.count(b"-- more") == 2)
     person.type("q")
-    person.sees("builtin GRID>", since=person.mark - 100)
+    person.sees("builtin NO CONTROL>", since=person.mark - 100)
 
 
 def test_a_cable_pulled_in_mid_command_does_half_of_nothing(world: World) -> None:
@@ -184,7 +186,7 @@ def test_a_cable_pulled_in_mid_command_does_half_of_nothing(world: World) -> Non
     person, thread = world.console()
     terminal(person)
     log_in(person, "otto")
-    person.sees("builtin GRID>")
+    person.sees("builtin NO CONTROL>")
     person.type("setpoint 20kW\r")
     person.sees("until `setpoint off`")
     since = person.mark
@@ -216,7 +218,7 @@ def test_a_flood_of_noise_is_thrown_away_and_the_session_lives(world: World, vt:
     if vt:
         terminal(person)
     log_in(person, "anna")
-    person.sees("builtin GRID>")
+    person.sees("builtin NO CONTROL>")
     since = person.mark
     person.type("hold 1")  # what was begun must not be ended by noise
     person.type(b"\xaa\x1b\x55" * 40_000)
@@ -259,3 +261,70 @@ def test_a_damaged_account_file_says_what_to_do(world: World) -> None:
     person, _ = world.console()
     person.type("\r")
     person.sees("As root: restore it")
+
+
+def test_bytes_that_are_no_text_end_nothing_and_reach_nobodys_terminal(world: World) -> None:
+    world.people()
+    person, thread = world.console()
+    terminal(person)
+    log_in(person, "vera")
+    person.sees("builtin NO CONTROL>")
+    for line in (b"\xff\xfe\r", b"\x11\x1b[2JEVIL\r", b"whoo\r"):
+        since = person.mark
+        person.type(line)
+        person.sees("is no command" if line == b"whoo\r" else "builtin NO CONTROL>", since=since)
+    since = person.mark
+    person.type("who\r")
+    person.sees("(you)", since=since)
+    assert thread.is_alive()
+    until(lambda: any("whoo" in r.text for r in _trail(world, "typed")))
+    assert all(r.text.isprintable() for r in _trail(world, "typed"))
+
+
+def test_a_damaged_history_keeps_nobody_out(world: World) -> None:
+    world.people()
+    world.sim.supervisor.store.close()
+    for path in world.state.glob("history.sqlite*"):
+        path.write_bytes(b"no database" * 500)
+    person, _ = world.console()
+    log_in(person, "otto")
+    person.sees("builtin NO CONTROL>")
+    since = person.mark
+    person.type("status\r")
+    person.sees("devices", since=since)
+    since = person.mark
+    person.type("events\r")
+    person.sees("builtin NO CONTROL>", since=since)
+
+
+def test_an_acting_command_costs_no_descriptor(world: World) -> None:
+    import os
+
+    world.people()
+    ctx, person = world.context("otto")
+    from tests.controller.console.world import say
+
+    say(ctx, person, "hold 0")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        say(ctx, person, "hold 0")
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_a_read_only_disk_keeps_nobody_out_and_still_slows_down(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import os
+
+    world.people()
+    opened = os.open
+
+    def refuse(path: object, flags: int, *args: object, **kw: object) -> int:
+        if str(path).startswith(str(world.state)) and flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, flags, *args, **kw)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert world.accounts.log_in("otto", PASSWORDS["otto"], "tty", 5.0) == "operator"
+    for k in range(4):
+        assert world.accounts.log_in("otto", "not the one", "tty", 10.0 + k) is None
+    assert world.accounts.wait_s("otto", "tty", 13.0) > 0, "failures count in this process"

@@ -131,5 +131,5 @@ def say(ctx: Context, person: Person, text: str) -> str:
     """What a command prints."""
     since = person.mark
     TABLE.run(ctx, text)
-    ctx.line.write("\x00")
+    ctx.line.write_bytes(b"\x00")
     return person.sees("\x00", since=since).replace("\r\n", "\n").rstrip("\x00")
