@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = ("test_kernel.py", "test_kernel_edges.py", "test_kernel_order.py", "test_laws.py", "test_image.py", "test_invariants.py")
 
 
-@pytest.mark.realtime
+@pytest.mark.slow  # a build of its own, a minute of CPU
 @pytest.mark.timeout(600)
 def test_core_tests_hold_under_sanitizers(tmp_path: Path) -> None:
     asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()

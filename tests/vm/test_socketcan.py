@@ -14,7 +14,7 @@ NO_VM = 125  # run-in-vm.sh: the virtual machine could not be prepared, or went 
 TIMEOUT_S = 540
 
 
-@pytest.mark.realtime
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_can_suite_passes_on_socketcan() -> None:
     if shutil.which("apt-get") is None:
