@@ -541,9 +541,13 @@ def test_a_pcs_that_has_not_acknowledged_is_not_followed_and_only_comes_down() -
     before = out["p_cmd_w"]
     assert before > 20e3
     r.inp["pcs_deaf"] = 1
+    st = r.kernel.get_state()
     for k in range(30):
         out = r.step(load_w=460e3 + 1e3 * k)
         assert out["p_cmd_w"] == before and out["limits_active"] & im.LIM_PCS_DEAF
+    now = r.kernel.get_state()
+    assert now["ref_w"] == st["ref_w"] and now["mean_w"] == st["mean_w"], "the reference waits as well"
+    assert now["not_held_s"] - st["not_held_s"] == pytest.approx(0.3, abs=1e-9), "the grid's ramp is not promised meanwhile"
     r.inp["bms_lim"]["batt_i_discharge_max_a"] = 10.0
     assert 0.0 < r.step()["p_cmd_w"] < 0.5 * before, "the BMS outranks it"
     r.inp["bms_lim"]["batt_i_discharge_max_a"] = 300.0

@@ -70,7 +70,7 @@ MUTANTS: dict[str, tuple[str, ...]] = {
         "bounded(st.ref_w, w.net_w - w.dis_w, w.net_w + w.cha_w,",
     ),
     "charge and discharge swapped for the reference": (K, "w.net_w - w.dis_w, w.net_w + w.cha_w", "w.net_w - w.cha_w, w.net_w + w.dis_w"),
-    "ramp not held is not counted": (K, "st.not_held_s += w.dt_s", "pass"),
+    "ramp not held is not counted": (K, "1e-6:\n        st.not_held_s += w.dt_s", "1e-6:\n        pass"),
     "export limit for the target dropped": (K, "clamp(target, -lim.export_limit_w, allowed)", "clamp(target, -INF, allowed)"),
     "import limit is not instantaneous": (
         K,
@@ -96,8 +96,11 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     "a latched fault is forgotten by a restart": (K, "    if i.latched: ", "    if False: "),
     "parked for ever": (K, "if st.parked and not i.park:", "if False:"),
     "parking makes an island black": (
-        K, "(i.park and (st.mode == MODE_GRID or st.mode == MODE_STANDBY))", "(i.park and st.mode != MODE_STOP)",
+        K, "(i.park and (st.mode == MODE_GRID or (", "(i.park and (st.mode != MODE_STOP or (",
     ),
+    "the reference moves while nobody listens": (K, "elif st.mode != MODE_STOP and i.pcs_deaf:", "elif False:"),
+    "what a deaf converter moved is not counted": (K, "what the load does\n        st.not_held_s += w.dt_s", "what the load does"),
+    "a refusing converter is not asked to stop": (K, "if (st.mode == MODE_FAULT or st.mode == MODE_TRIP) and w.pcs_ok", "if False"),
     "a stop ends with the park": (K, "        st.parked = 0     ", "        pass     "),
     "an operator's limit is not shown": (K, "if lim.flags & LIMITS_OPERATOR:", "if False:"),
     "deaf converter not noticed": (K, "react(st, i, w, ALM_PCS_NOT_FOLLOWING)", "pass"),
