@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from _core import image as core
-from controller import build
+from controller import build, disk
 from controller.clock import utc_text
 from controller.records import RecordError, file_sha256
 from controller.site import Site
@@ -97,9 +97,7 @@ def write(directory: Path) -> Path | None:
     head = f'<meta charset="utf-8"><title>Ballast: {html.escape(data.site.name)}</title><style>{STYLE}</style>'
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{text}\n</body></html>\n'
     path = directory / REPORT_NAME
-    new = path.with_suffix(".new")
-    new.write_text(page)
-    new.replace(path)
+    disk.replace(path, page.encode(), 0o644, durable=False)
     return path
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from _core.engine import Engine
 
 from _core import image as core
-from controller import build
+from controller import build, disk
 from controller.clock import Clock, RealClock
 from controller.process import EXIT_AGAIN, EXIT_FAILED, EXIT_INPUT, EXIT_OK, MAPS_NAME, die_with_parent, keep_messages, say
 from controller.site import Site
@@ -99,8 +99,7 @@ def remember(directory: Path, site: Site, maps: list[Any]) -> None:
     """Keeps the maps for the next control; without them it only takes longer."""
     path = directory / MAPS_NAME
     with contextlib.suppress(OSError):
-        path.with_suffix(".new").write_bytes(pickle.dumps((site.devices_hash(), maps)))
-        path.with_suffix(".new").replace(path)
+        disk.replace(path, pickle.dumps((site.devices_hash(), maps)), durable=False)
 
 
 def scan_devices(directory: Path, site: Site, ports: dict[str, str], fds: list[int], stop: StopRequest) -> list[Any] | None:

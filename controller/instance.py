@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from controller import disk
+
 PREFIX = "ballast-"
 LOCK_S = 0.3  # `status` looks at the lock for a moment: no reason to refuse a start
 
@@ -44,10 +46,7 @@ class Instance:
 
     def write(self) -> None:
         """Replaces instance.json in one step: a reader sees the old one or the new one."""
-        path = Path(self.directory) / "instance.json"
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(asdict(self), indent=1))
-        new.replace(path)
+        disk.replace(Path(self.directory) / "instance.json", json.dumps(asdict(self), indent=1).encode(), 0o644, durable=False)
 
     def image_paths(self) -> list[str]:
         """Where the image can be opened: at the parent, or at control where the parent is gone and control still

@@ -13,7 +13,7 @@ from typing import Any
 
 import tomlkit
 
-from controller import walk
+from controller import disk, walk
 from controller.settings import BUS, DEVICE, SECTIONS, SETTINGS, Setting, Value, range_text
 from controller.site import ScheduleRow, Site
 
@@ -83,11 +83,7 @@ def write(path: Path, before: str, new: str) -> Path:
     backup = real.with_name(real.name + ".bak")
     _replace(backup, old, real)
     _replace(real, new.encode("utf-8"), real)
-    fd = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    disk.sync_directory(real.parent)
     return backup
 
 
@@ -98,9 +94,7 @@ def _replace(target: Path, data: bytes, like: Path) -> None:
     new.unlink(missing_ok=True)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
+        disk.write_all(fd, data)
         with contextlib.suppress(PermissionError):  # somebody else's file that we may replace: then it is ours
             os.fchown(fd, wanted.st_uid, wanted.st_gid)
         os.fchmod(fd, wanted.st_mode & 0o777)
@@ -117,9 +111,7 @@ def create(path: Path, text: str) -> None:
     """A new file, on the disk when this returns. Raises FileExistsError where there is one, OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        view = memoryview(text.encode("utf-8"))
-        while view:
-            view = view[os.write(fd, view) :]
+        disk.write_all(fd, text.encode("utf-8"))
         os.fsync(fd)
     except BaseException:
         path.unlink(missing_ok=True)

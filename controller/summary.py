@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from controller import disk
 from controller.site import Site
 
 KEYS = (
@@ -148,7 +149,5 @@ def clean(x: Any) -> Any:
 def write(summary: Mapping[str, Any], directory: Path) -> Path:
     """Writes summary.json in one step and returns its path."""
     path = directory / "summary.json"
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(clean(summary), indent=2) + "\n")
-    new.replace(path)
+    disk.replace(path, (json.dumps(clean(summary), indent=2) + "\n").encode(), 0o644, durable=False)
     return path

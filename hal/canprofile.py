@@ -261,22 +261,13 @@ def _received(c: _Context, where: str, row: Any, h: _Head | None) -> Signal | No
     sentinels = r.get(
         "nan", [], lambda v: isinstance(v, list) and len(v) <= 4 and all(_is_int(x) and 0 <= x < 2**64 for x in v), "at most 4 raw values"
     )
-    pairs = r.get(
-        "map",
-        [],
-        lambda v: (
-            isinstance(v, list)
-            and len(v) <= 16
-            and all(isinstance(p, list) and len(p) == 2 and _is_int(p[0]) and _is_number(p[1]) for p in v)
-        ),
-        "at most 16 pairs [raw, value]",
-    )
+    pairs = r.pairs("map")
     needed = r.flag("needed", bool(permit) or signal in CAN_NEEDED)
     r.leftovers()
     if signal is None or coding is None:
         return None
     s = Signal(
-        name=signal, magnitude=magnitude, nan=tuple(sentinels), map=tuple((int(a), float(b)) for a, b in pairs), needed=needed,
+        name=signal, magnitude=magnitude, nan=tuple(sentinels), map=pairs, needed=needed,
         permit=permit, **coding,
     )  # fmt: skip
     if needed and h is not None and s.place.last_byte >= h.length:

@@ -121,6 +121,13 @@ class _Reader:
     def flag(self, key: str, default: bool) -> bool:
         return bool(self.get(key, default, lambda v: isinstance(v, bool), "true or false"))
 
+    def pairs(self, key: str) -> tuple[tuple[int, float], ...]:
+        def ok(v: Any) -> bool:
+            rows = v if isinstance(v, list) and len(v) <= 16 else [None]
+            return all(isinstance(p, list) and len(p) == 2 and _is_int(p[0]) and _is_number(p[1]) for p in rows)
+
+        return tuple((int(a), float(b)) for a, b in self.get(key, [], ok, "at most 16 pairs [raw, value]"))
+
     def rows(self, key: str) -> list[Any]:
         return list(self.get(key, [], lambda v: isinstance(v, list), f"[[{key}]] tables"))
 
@@ -184,16 +191,7 @@ def _read_row(r: _Reader, role: str) -> Field | None:
         lambda v: isinstance(v, list) and len(v) <= 4 and all(is_raw(x) for x in v),
         f"at most 4 raw values below 2**{width}",
     )
-    pairs = r.get(
-        "map",
-        [],
-        lambda v: (
-            isinstance(v, list)
-            and len(v) <= 16
-            and all(isinstance(p, list) and len(p) == 2 and _is_int(p[0]) and _is_number(p[1]) for p in v)
-        ),
-        "at most 16 pairs [raw, value]",
-    )
+    pairs = r.pairs("map")
     if coding["type"] == "f32" and (mask or bit >= 0 or pairs):
         r.fault("type", "f32", "has no bits and no enumeration", "an integer type, or no bit, mask, map")
     fc = r.choice("fc", 3, (3, 4))
@@ -204,7 +202,7 @@ def _read_row(r: _Reader, role: str) -> Field | None:
         return None
     return Field(
         signal=signal, fc=fc, rate=rate, mask=1 << bit if bit >= 0 else mask, nan=tuple(sentinels),
-        map=tuple((int(a), float(b)) for a, b in pairs), needed=needed, **coding,
+        map=pairs, needed=needed, **coding,
     )  # fmt: skip
 
 

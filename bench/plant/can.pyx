@@ -23,14 +23,11 @@ from bench.plant.state cimport (
     CAN_LINE,
     CAN_QUEUE,
     CAN_TEXT,
-    N_PORT_PARS,
     PCS_RUNNING,
     PP_bit_error_p,
     PP_chunk,
     PP_drop_p,
-    PP_garbage_p,
     PP_jitter_s,
-    PP_truncate_p,
     Battery,
     CanMessage,
     CanPort,
@@ -39,7 +36,6 @@ from bench.plant.state cimport (
     P_bms_dead,
     P_bms_delay_answer_s,
     P_bms_soc_offset,
-    P_FIXED_COUNT,
     P_grid_connected,
     P_grid_v_ln_v,
     P_pcs_can_timeout_s,
@@ -50,6 +46,7 @@ from bench.plant.state cimport (
     Plant,
     Port,
 )
+from bench.plant.wire cimport mangle, port_par, strikes
 
 cdef enum:
     NODE_ADAPTER = 0
@@ -190,7 +187,7 @@ cdef void _begin(Plant* p, int port, int64_t t_ns) noexcept nogil:
     i = can_wire_bits(&c.now)
     c.end_ns = t_ns + (i - 3) * c.bit_ns
     c.free_ns = t_ns + i * c.bit_ns
-    c.destroyed = _strikes(p, port, PP_bit_error_p)
+    c.destroyed = strikes(p, port, port_par(p, port, PP_bit_error_p))
     if c.destroyed:
         c.free_ns += ERROR_BITS * c.bit_ns
 
@@ -214,14 +211,6 @@ cdef void _end(Plant* p, int port, int64_t t_ns) noexcept nogil:
         _hand_over(p, port, &m, t_ns)
 
 
-cdef int _strikes(Plant* p, int port, int which) noexcept nogil:
-    cdef double chance = p.par[P_FIXED_COUNT + port * N_PORT_PARS + which]
-    if chance <= 0.0 or uniform(p) >= chance:
-        return 0
-    p.port[port].faults_injected += 1
-    return 1
-
-
 # -- the adapter: lines to and from the master
 
 cdef int _digit(uint8_t c) noexcept nogil:
@@ -243,8 +232,8 @@ cdef int _hex(uint8_t* out, uint32_t x, int n) noexcept nogil:
 cdef void _hand_over(Plant* p, int port, CanMessage* m, int64_t t_ns) noexcept nogil:
     """A frame of the bus as a line to the master, through the port's faults."""
     cdef uint8_t out[CAN_LINE]
-    cdef int n, i, half
-    if p.emit == NULL or _strikes(p, port, PP_drop_p):
+    cdef int n, i
+    if p.emit == NULL or strikes(p, port, port_par(p, port, PP_drop_p)):
         return
     out[0] = (c'R' if m.ext else c'r') if m.rtr else (c'T' if m.ext else c't')
     n = 1 + _hex(out + 1, m.id, 8 if m.ext else 3)
@@ -253,15 +242,8 @@ cdef void _hand_over(Plant* p, int port, CanMessage* m, int64_t t_ns) noexcept n
         n += _hex(out + n, m.data[i], 2)
     out[n] = 13
     n += 1
-    if _strikes(p, port, PP_truncate_p):
-        n = 1 + <int>(uniform(p) * (n - 1))
-    if _strikes(p, port, PP_garbage_p):
-        half = 1 + <int>(uniform(p) * 8)
-        memmove(out + half, out, n)
-        for i in range(half):
-            out[i] = <uint8_t>(uniform(p) * 256)
-        n += half
-    if p.par[P_FIXED_COUNT + port * N_PORT_PARS + PP_chunk] != 0.0 and n > 1:
+    n = mangle(p, port, out, n)
+    if port_par(p, port, PP_chunk) != 0.0 and n > 1:
         p.emit(p.emit_ctx, port, out, n // 2, t_ns)
         p.emit(p.emit_ctx, port, out + n // 2, n - n // 2, t_ns)
     else:
@@ -410,7 +392,7 @@ cdef void _burst(Plant* p, int port, int64_t t_ns) noexcept nogil:
     cdef Battery* b = &p.bat
     cdef double v = fmax(b.v_v, 1.0) * PACK_CELLS / CELLS
     cdef double soc = fmin(fmax(b.soc + p.par[P_bms_soc_offset], 0.0), 1.0)
-    cdef double jitter_s = p.par[P_FIXED_COUNT + port * N_PORT_PARS + PP_jitter_s]
+    cdef double jitter_s = port_par(p, port, PP_jitter_s)
     cdef uint8_t d[8]
     t_ns += <int64_t>((p.par[P_bms_delay_answer_s] + (uniform(p) * jitter_s if jitter_s > 0.0 else 0.0)) * 1e9)
     memset(d, 0, 8)

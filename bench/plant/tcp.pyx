@@ -13,17 +13,12 @@ or an answer that ends early (the stream is out of step from there on), pieces, 
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t
 from libc.string cimport memcpy, memmove
 
-from bench.plant.physics cimport log_event, uniform
+from bench.plant.physics cimport log_event
 from bench.plant.state cimport (
     EV_HANG_UP,
-    PP_bit_error_p,
     PP_chunk,
     PP_cut,
-    PP_drop_p,
-    PP_garbage_p,
-    PP_jitter_s,
     PP_latency_s,
-    PP_truncate_p,
     SEGMENTS,
     STREAM_BYTES,
     TX_BYTES,
@@ -32,7 +27,7 @@ from bench.plant.state cimport (
     Port,
     Tx,
 )
-from bench.plant.wire cimport corrupt_p, dead, pdu_answer, port_par, queue_tx, strikes, think_ns
+from bench.plant.wire cimport corrupt_p, dead, pdu_answer, port_par, queue_tx, spoil, strikes, think_ns
 
 cdef enum:
     HEAD = 6                # bytes before those that the length counts
@@ -171,23 +166,10 @@ cdef void _serve(Plant* p, int port, Device* d, int n, int64_t t_ns) noexcept no
 cdef void _send(Plant* p, int port, uint8_t* buf, int n, int64_t at_ns) noexcept nogil:
     """Let an answer arrive at `at_ns`, or what the port's faults make of it."""
     cdef Port* o = &p.port[port]
-    cdef int i, extra, half, taken
-    cdef double jitter_s = port_par(p, port, PP_jitter_s)
-    if strikes(p, port, port_par(p, port, PP_drop_p)):
+    cdef int half, taken
+    n = spoil(p, port, buf, n, HEAD + 2, &at_ns)
+    if n == 0:
         return
-    if jitter_s > 0.0:
-        at_ns += <int64_t>(uniform(p) * jitter_s * 1e9)
-    if strikes(p, port, port_par(p, port, PP_bit_error_p)):
-        i = <int>(uniform(p) * (HEAD + 2) * 8)
-        buf[i >> 3] ^= 1 << (i & 7)
-    if strikes(p, port, port_par(p, port, PP_truncate_p)):
-        n = 1 + <int>(uniform(p) * (n - 1))
-    if strikes(p, port, port_par(p, port, PP_garbage_p)):
-        extra = 1 + <int>(uniform(p) * 8)
-        memmove(buf + extra, buf, n)
-        for i in range(extra):
-            buf[i] = <uint8_t>(uniform(p) * 256)
-        n += extra
     if o.tx_n > 0 and at_ns < o.tx[o.tx_n - 1].emit_ns:
         at_ns = o.tx[o.tx_n - 1].emit_ns            # a stream keeps its order
     half = n // 2 if port_par(p, port, PP_chunk) != 0.0 else 0

@@ -15,5 +15,7 @@ cdef int strikes(Plant* p, int port, double chance) noexcept nogil
 cdef int dead(Plant* p, Device* d) noexcept nogil
 cdef double corrupt_p(Plant* p, Device* d) noexcept nogil
 cdef int64_t think_ns(Plant* p, Device* d) noexcept nogil
+cdef int mangle(Plant* p, int port, uint8_t* buf, int n) noexcept nogil
+cdef int spoil(Plant* p, int port, uint8_t* buf, int n, int struck, int64_t* at_ns) noexcept nogil
 cdef int queue_tx(Plant* p, int port, const uint8_t* buf, int n, int64_t start_ns, int64_t emit_ns) noexcept nogil
 cdef int pdu_answer(Plant* p, Device* d, const uint8_t* req, int n, uint8_t* out, int64_t t_ns, int64_t end_ns) noexcept nogil

@@ -234,18 +234,9 @@ cdef void _serve(Plant* p, int port, Device* d, const uint8_t* req, int n, int64
     _send(p, port, out, m + 2, t_ns + think_ns(p, d))
 
 
-cdef void _send(Plant* p, int port, uint8_t* buf, int n, int64_t start_ns) noexcept nogil:
-    """Put an answer on the line, through the port's faults."""
-    cdef Port* o = &p.port[port]
-    cdef int i, extra, half
-    cdef double jitter_s = port_par(p, port, PP_jitter_s)
-    if strikes(p, port, port_par(p, port, PP_drop_p)):
-        return
-    if jitter_s > 0.0:
-        start_ns += <int64_t>(uniform(p) * jitter_s * 1e9)
-    if strikes(p, port, port_par(p, port, PP_bit_error_p)):
-        i = <int>(uniform(p) * n * 8)
-        buf[i >> 3] ^= 1 << (i & 7)
+cdef int mangle(Plant* p, int port, uint8_t* buf, int n) noexcept nogil:
+    """The port's truncation and garbage (up to 8 bytes more) on n bytes that go out; their new number."""
+    cdef int i, extra
     if strikes(p, port, port_par(p, port, PP_truncate_p)):
         n = 1 + <int>(uniform(p) * (n - 1))
     if strikes(p, port, port_par(p, port, PP_garbage_p)):
@@ -254,6 +245,33 @@ cdef void _send(Plant* p, int port, uint8_t* buf, int n, int64_t start_ns) noexc
         for i in range(extra):
             buf[i] = <uint8_t>(uniform(p) * 256)
         n += extra
+    return n
+
+
+cdef int spoil(Plant* p, int port, uint8_t* buf, int n, int struck, int64_t* at_ns) noexcept nogil:
+    """What the port's faults make of an answer of n bytes that comes at `at_ns`: its new length, 0 where it is lost.
+
+    A bit error strikes the first `struck` bytes.
+    """
+    cdef int i
+    cdef double jitter_s = port_par(p, port, PP_jitter_s)
+    if strikes(p, port, port_par(p, port, PP_drop_p)):
+        return 0
+    if jitter_s > 0.0:
+        at_ns[0] += <int64_t>(uniform(p) * jitter_s * 1e9)
+    if strikes(p, port, port_par(p, port, PP_bit_error_p)):
+        i = <int>(uniform(p) * struck * 8)
+        buf[i >> 3] ^= 1 << (i & 7)
+    return mangle(p, port, buf, n)
+
+
+cdef void _send(Plant* p, int port, uint8_t* buf, int n, int64_t start_ns) noexcept nogil:
+    """Put an answer on the line, through the port's faults."""
+    cdef Port* o = &p.port[port]
+    cdef int half
+    n = spoil(p, port, buf, n, n, &start_ns)
+    if n == 0:
+        return
     if o.tx_n > 0 and start_ns < o.tx[o.tx_n - 1].emit_ns:
         start_ns = o.tx[o.tx_n - 1].emit_ns         # one answer after the other
     if port_par(p, port, PP_chunk) != 0.0 and n > 1:

@@ -5,7 +5,6 @@ It shows what `commissioning.json` holds and nothing besides: what stands in it 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from controller import disk
 from controller.clock import utc, utc_text
 from controller.commission.delay import response
 from controller.commission.results import PASS, SKIPPED, Results
@@ -181,11 +181,6 @@ def write(rig: Rig, results: Results, rows: Sequence[Row]) -> Path:
     day = utc(rig.clock.wall_s()).strftime("%Y%m%d")
     path = results.path.with_name(f"commissioning-{day}.html")
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    new = path.with_suffix(".new")
-    with open(new, "w", encoding="utf-8") as file:
-        file.write(html(rig, results, rows))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    disk.replace(path, html(rig, results, rows).encode(), 0o644)
     return path
 

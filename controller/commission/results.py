@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from controller import disk
 from controller.commission.rig import Busy, Rig
 from controller.instance import LOCK_S, state_directory, take
 
@@ -152,18 +153,7 @@ class Results:
         """In one step: a power cut leaves the old file or the new one. Raises OSError."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         data = {"version": VERSION, "head": self.head, "steps": self.steps, "signed": self.signed}
-        new = self.path.with_suffix(".new")
-        with open(new, "w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
-        with contextlib.suppress(OSError):
-            fd = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        disk.replace(self.path, json.dumps(data, indent=1, sort_keys=True).encode(), 0o644)
 
     def state(self, rig: Rig, step: str, depends: Sequence[str]) -> str:
         """"pass", "fail", "skipped", "changed" (passed once, on another site) or "open"."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from controller import disk
 from controller.instance import take
 
 FILE = "accounts.json"
@@ -109,18 +110,13 @@ class Accounts:
         return _Book(users, failures)
 
     def _write(self, book: _Book) -> None:
-        new = self.path.with_suffix(".new")
         data = {
             "version": 1,
             "users": {name: asdict(user) for name, user in book.users.items()},
             "failures": {name: [f.count, f.last_wall_s] for name, f in book.failures.items() if f.count},
         }
         try:
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-                json.dump(data, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self.path)
+            disk.replace(self.path, json.dumps(data, indent=1).encode())
         except OSError as e:
             raise AccountError(f"{self.path}: {e.strerror}: the change was not made") from None
 

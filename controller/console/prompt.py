@@ -25,6 +25,7 @@ from prompt_toolkit.output.color_depth import ColorDepth
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
+from controller import disk
 from controller.console.line import MAX_LINE, Cancelled, Gone, Idle, Line, LoggedOut, Noise
 from controller.process import say
 
@@ -207,10 +208,7 @@ class Prompt:
             return
         lines = [line for line in self._history.get_strings() if line.isprintable()][-KEEP_LINES:]
         try:
-            new = self._file.with_suffix(".new")
-            new.touch(0o600)
-            new.write_text("\n".join(lines) + "\n")
-            new.replace(self._file)
+            disk.replace(self._file, ("\n".join(lines) + "\n").encode(), durable=False)
         except (OSError, ValueError):
             self._file = None  # said nowhere: what is lost is a convenience
 
