@@ -37,7 +37,7 @@ class Fault:
 
 FAULTS: tuple[Fault, ...] = (
     Fault("meter_lost", 1 << 0, "the meter has not answered", "no believable value from the PCC meter", "control.meter_lost_s",
-          "critical", "FAULT", "auto", "check the meter's supply, cable and address (`ballast scan`); `ballast reset`"),
+          "critical", "FAULT", "auto", "check the meter's supply, cable and address (see `ballast status`); `ballast reset`"),
     Fault("meter_frozen", 1 << 1, "the meter answers, but every value has stood still to the last bit",
           "all six values bit-identical from answer to answer", "control.frozen_s + control.meter_lost_s", "critical", "FAULT", "auto",
           "restart the meter or its gateway; `ballast reset`"),

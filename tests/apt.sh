@@ -10,6 +10,7 @@ command -v candump >/dev/null || want="$want can-utils"
 command -v mbpoll >/dev/null || want="$want mbpoll"
 [ -z "$want" ] && exit 0
 [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "not installed (needs root and apt-get):$want; the tests that use them skip"; exit 0; }
-{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $want; } >/tmp/ballast-apt.log 2>&1 \
-    || echo "apt-get failed for:$want (see /tmp/ballast-apt.log); the tests that use them skip"
+log=$(mktemp) || exit 0
+{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $want; } >"$log" 2>&1 \
+    || echo "apt-get failed for:$want (see $log); the tests that use them skip"
 exit 0

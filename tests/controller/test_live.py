@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -20,10 +19,7 @@ from _core import image as core
 from controller.records import Segment, read
 from controller.summary import KEYS
 
-pytestmark = [
-    pytest.mark.realtime,
-    pytest.mark.skipif(importlib.util.find_spec("hal.wire") is None, reason="hal.wire is not built"),
-]
+pytestmark = pytest.mark.realtime
 BALLAST = [sys.executable, "-m", "controller"]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from _core import faults
 from controller import settings
+from controller.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -35,6 +36,15 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_commands_that_pages_and_faults_name_exist() -> None:
+    named = {(word, page.name) for page in PAGES for word in re.findall(r"`ballast ([a-z]\w*)", page.read_text())}
+    assert len({word for word, _ in named}) >= 8
+    for word, page_name in named:
+        with pytest.raises(SystemExit) as end:
+            main([word, "--help"])
+        assert end.value.code == 0, f"{page_name}: ballast {word}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_files_that_are_named_exist(page: Path) -> None:
     text = page.read_text()
@@ -52,7 +62,7 @@ def test_every_hop_of_the_tour_names_a_function_that_is_there() -> None:
 
 def test_tests_that_the_safety_page_names_exist() -> None:
     text = (ROOT / "docs" / "safety.md").read_text()
-    tests = "\n".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
+    tests = "\n".join(p.read_text() for p in (ROOT / "tests").rglob("*.py"))
     names = re.findall(r"::(test_\w+)", text)
     assert len(names) >= 10
     for name in names:

@@ -142,8 +142,6 @@ def test_a_restart_setting_is_tried_and_given_back_without_a_bump(hall: Hall) ->
 
 
 def test_a_live_setting_needs_no_other_control(hall: Hall) -> None:
-    if not hasattr(hall.live.image, "update_site"):
-        pytest.skip("this image takes no struct Site while it runs (no ProcessImage.update_site): control starts again instead")
     pid, missed = hall.live.here.control_pid, hall.live.image.engine_stats()["missed_ticks"]
     tried = hall.try_({LIMIT: LOW_W}, 60)
     assert tried["how"] == "live"

@@ -1,8 +1,8 @@
-"""Does anybody notice? The kernel is broken in more than 40 ways, one at a time, and the fast core tests have to see it.
+"""Does anybody notice? The kernel is broken in 60 ways, one at a time, and the fast core tests have to see it.
 
 Each mutant is a replacement in a copy of kernel.pyx or laws.pxd, built without optimization in a directory of its own (kernel and laws
 only; the other modules are copied as built) and given to the tests of laws, kernel, edges, vectors and invariants. The twin is left out:
-it differs from every mutant by construction, and would hide what the tests that say what is right do not say. About 4 minutes on 2 cores.
+it differs from every mutant by construction, and would hide what the tests that say what is right do not say. About 2 minutes on 2 cores.
 
 By hand: python -m tests.soak.test_mutants [NAME...] prints a line a mutant, and the first test that noticed.
 """
