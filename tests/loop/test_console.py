@@ -105,6 +105,7 @@ def hall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
 
 @pytest.fixture(autouse=True)
 def empty_room(hall: Hall) -> Iterator[None]:
+    hall.live.grid(head=hall.live.image.head)  # whatever the one before did to the site is over
     yield
     hall.leave()
     hall.live.ballast("release")
@@ -341,8 +342,9 @@ def test_the_console_outlives_supervisor_and_control_and_says_what_is_lost(hall:
         screen = person.sees("Still here")
         assert "CONTROL IS NOT RUNNING" in screen and "Lost with it" in screen
     finally:
+        head = hall.live.image.head
         os.kill(parent, signal.SIGCONT)
-    hall.live.grid()
+    hall.live.grid(head=head)
     person.type("events 5 control")
     person.sees("events 5 control")
 
