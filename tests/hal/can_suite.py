@@ -14,7 +14,7 @@ from hal.canrows import Frame
 from hal.profile import PROFILE_DIR
 from tests.hal.can_links import MS, Link
 
-# A US5000 of setfirelabs.com (tests/hal/data/can_frames.tsv)
+# A US5000 of setfirelabs.com (hal/profiles/pylontech_lv.frames.tsv)
 BURST = [
     Frame(0x351, bytes.fromhex("1402C012C012C201")),
     Frame(0x355, bytes.fromhex("58005E00")),

@@ -1,4 +1,4 @@
-"""CAN profiles: golden frames, cantools' reading of the same bits, and every error of a bad file at once."""
+"""CAN profiles: cantools' reading of the same bits, and every error of a bad file at once. Golden frames: tests/hal/test_frames.py."""
 
 from __future__ import annotations
 
@@ -30,14 +30,6 @@ def can(name: str) -> CanMap:
     found = load_profile(name)
     assert isinstance(found, CanMap)
     return found
-
-
-@pytest.mark.parametrize("row", tsv("can_frames.tsv"), ids=lambda r: f"{r['profile']}-{r['id']}-{r['signal']}-{r['value']}")
-def test_golden_frames(row: dict[str, str]) -> None:
-    frame = next(f for f in can(row["profile"]).frames if f.id == int(row["id"], 16))
-    signal = next(s for s in frame.signals if s.name == row["signal"] and not s.permit)
-    value, how = decode_signal(signal, bytes.fromhex(row["data"]))
-    assert how == "ok" and value == pytest.approx(float(row["value"]), abs=1e-9), row["working"]
 
 
 @pytest.mark.parametrize("profile", ["pylontech_lv", "victron_lv"])
