@@ -134,10 +134,10 @@ def _offline_map(site: Site, device: Device) -> DeviceMap:
             why = f"SunSpec models are known for {', '.join(SUNSPEC_ROLES)}, not for a {device.role}"
             raise SiteError([Problem(site.file, key, device.profile, why, "write the name of a profile")])
         return assumed(device.role)
-    return _profile(site, device)
+    return profile_of(site, device)
 
 
-def _profile(site: Site, device: Device) -> DeviceMap:
+def profile_of(site: Site, device: Device) -> DeviceMap:
     """A profile by name, or by path (relative to the site file). Raises SiteError."""
     key = f"device.{device.name}.profile"
     name: str | Path = device.profile
@@ -166,7 +166,7 @@ def device_maps(site: Site, transact_factory: Callable[[Bus], Transact]) -> list
             bus = next(b for b in site.buses if b.name == device.bus)
             maps.append(sunspec.compile_device(sunspec.scan(transact_factory(bus), device.unit), device.role))
         else:
-            maps.append(_profile(site, device))
+            maps.append(profile_of(site, device))
     return maps
 
 

@@ -28,12 +28,12 @@ ANSWER_S, QUIET_S = 0.2, 0.02
 BEL = b"\x07"
 
 
-def open_can(port: str, bitrate: int, baud: int = 460800) -> int:
+def open_can(port: str, bitrate: int, baud: int = 460800, *, silent: bool = False) -> int:
     """Open "can:IFACE" or an slcan adapter ("slcan:TTY" or the bare path of a tty). Returns a non-blocking descriptor.
-    Raises PortError."""
+    `silent`: an slcan adapter listens and does not even acknowledge, so that a wrong rate disturbs nobody. Raises PortError."""
     if port.startswith(SOCKET_PREFIX):
         return _open_socket(port)
-    return _open_slcan(port.removeprefix(SLCAN_PREFIX), bitrate, baud)
+    return _open_slcan(port.removeprefix(SLCAN_PREFIX), bitrate, baud, silent)
 
 
 def set_filters(fd: int, filters: Sequence[tuple[int, bool]]) -> None:
@@ -98,14 +98,15 @@ def interfaces() -> list[str]:
 # ---------------------------------------------------------------- slcan
 
 
-def _open_slcan(port: str, bitrate: int, baud: int) -> int:
+def _open_slcan(port: str, bitrate: int, baud: int, silent: bool) -> int:
     if bitrate not in BITRATES:
         raise PortError(port, f"{bitrate} bit/s is no rate of slcan", "one of " + ", ".join(map(str, BITRATES)), errno.EINVAL)
     fd = open_port(port, baud, "N")
     try:
         _command(fd, b"\r\r\rC\r")  # whatever it was in the middle of; a channel that is closed already answers BEL
         _drain(fd)
-        for line, what in ((b"S%d\r" % BITRATES.index(bitrate), f"{bitrate} bit/s"), (b"O\r", "to open its channel")):
+        channel = (b"L\r", "to listen silently") if silent else (b"O\r", "to open its channel")
+        for line, what in ((b"S%d\r" % BITRATES.index(bitrate), f"{bitrate} bit/s"), channel):
             # Some adapters answer nothing at all, as slcand has to know too; one that refuses says so.
             if BEL in _command(fd, line):
                 why = f"the slcan adapter refuses {what} ({line[:-1].decode()})"

@@ -215,21 +215,19 @@ def _check_can(device: CanMap, row: Row) -> Result:
         if want != row.data[frame.checksum.byte]:
             return Result(row, f"a frame that is dropped: its checksum should be {want:02X}", False)
     if row.name.startswith(PERMIT):
-        permits = [s for s in frame.signals if s.permit and s.name == row.name.removeprefix(PERMIT)]
-        if not permits:
-            return Result(row, f"the profile has no such permit in {row.place}", False)
-        got = "given" if all(_given(s, row.data) for s in permits) else "withheld"
-        return Result(row, got, got == row.value)
+        got = permit(frame, row.name.removeprefix(PERMIT), row.data)
+        return Result(row, got or f"the profile has no such permit in {row.place}", got == row.value)
     signal = next((s for s in frame.signals if s.name == row.name and not s.permit), None)
     if signal is None:
         return Result(row, f"the profile has no such signal in {row.place}", False)
     return _judge(row, decode_signal(signal, row.data)[0])
 
 
-def _given(s: Signal, data: bytes) -> bool:
-    """As control judges a permit (hal/canscan.pyx)."""
-    value, how = decode_signal(s, data)
-    return how == "ok" and (value != 0.0) == (s.permit == "set")
+def permit(frame: Received, name: str, data: bytes) -> str:
+    """`given` or `withheld` as control judges it (hal/canscan.pyx): every permit row of the signal counts; empty: the frame has none."""
+    rows = [s for s in frame.signals if s.permit and s.name == name]
+    got = [how == "ok" and (value != 0.0) == (s.permit == "set") for s in rows for value, how in (decode_signal(s, data),)]
+    return ("given" if all(got) else "withheld") if rows else ""
 
 
 def _payload(t: Transmit, row: Row) -> bytes | str:

@@ -70,6 +70,7 @@ class Point:
     size: int
     type: str
     sf: str | int | None
+    units: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def definition(model_id: int) -> dict[str, Point] | None:
     points, at = {}, 0
     for p in json.loads(path.read_text(encoding="utf-8"))["group"]["points"]:
         size = int(p.get("size", 1))
-        points[p["name"]] = Point(p["name"], at, size, p["type"], p.get("sf"))
+        points[p["name"]] = Point(p["name"], at, size, p["type"], p.get("sf"), p.get("units", ""))
         at += size
     return points
 

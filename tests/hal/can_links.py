@@ -198,8 +198,8 @@ class TwoAdapters:
             os.write(self.masters[i], (b"z" if kind in (b"t", b"r") else b"Z") + b"\r" if self.open[i] else b"\x07")
             return
         self.commands.append(line)
-        if kind in (b"O", b"C"):
-            self.open[i] = kind == b"O"
+        if kind in (b"O", b"L", b"C"):
+            self.open[i] = kind != b"C"
         os.write(self.masters[i], {b"F": b"F00\r", b"V": b"V1013\r"}.get(kind, b"\r"))
 
     def close(self) -> None:
