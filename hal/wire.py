@@ -73,7 +73,7 @@ def open_port(port: str, baud: int, parity: str = "E", stop_bits: int = 1) -> in
         if not os.isatty(fd):
             raise PortError(port, "is not a serial port", "give a tty, for example /dev/ttyUSB0", errno.ENOTTY)
         _lock(port, fd)
-        _configure(port, fd, baud, parity, stop_bits)
+        configure(port, fd, baud, parity, stop_bits)
     except BaseException:
         os.close(fd)
         raise
@@ -164,7 +164,8 @@ def _lock(port: str, fd: int) -> None:
             fcntl.ioctl(fd, termios.TIOCEXCL)
 
 
-def _configure(port: str, fd: int, baud: int, parity: str, stop_bits: int) -> None:
+def configure(port: str, fd: int, baud: int, parity: str, stop_bits: int) -> None:
+    """Raw, 8 data bits, this speed and parity, of an open tty; what waits in both directions is thrown away. Raises PortError."""
     attrs = termios.tcgetattr(fd)
     cflag = termios.CS8 | termios.CREAD | termios.CLOCAL
     if parity != "N":

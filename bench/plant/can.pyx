@@ -289,14 +289,14 @@ cdef void _line(Plant* p, int port, int64_t t_ns) noexcept nogil:
     cdef int kind = c.line[0] if c.line_n else 0
     if kind == 0 or kind == c'S':
         _say(c, b"\r", 1, t_ns)
-    elif kind == c'O' or kind == c'C':
-        c.open = kind == c'O'
+    elif kind == c'O' or kind == c'L' or kind == c'C':
+        c.open = 1 if kind == c'O' else 2 if kind == c'L' else 0    # L: it listens and does not acknowledge
         _say(c, b"\r", 1, t_ns)
     elif kind == c'F':
         _say(c, b"F00\r", 4, t_ns)
     elif kind == c'V':
         _say(c, b"V1013\r", 6, t_ns)
-    elif (kind == c't' or kind == c'T' or kind == c'r' or kind == c'R') and c.open and _parse(c, &m):
+    elif (kind == c't' or kind == c'T' or kind == c'r' or kind == c'R') and c.open == 1 and _parse(c, &m):
         _queue(p, port, &m, NODE_ADAPTER, t_ns)
         _say(c, b"Z\r" if m.ext else b"z\r", 2, t_ns)
     else:
