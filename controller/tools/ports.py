@@ -62,15 +62,21 @@ def owner(port: str) -> Owner | None:
 def refuse_owned(port: str) -> None:
     """Raises Busy where a running site has the port: a second one who talks there costs it ticks, and a device its answers."""
     held = owner(port)
-    if held is None:
-        return
-    lines = [f"{port}: is bus {held.bus.name} of site {held.instance.site}, which is running (process {held.instance.pid})"]
+    if held is not None:
+        raise Busy(_owned(port, held.instance, held.site, held.bus.name))
+
+
+def _owned(port: str, found: Instance, site: Site, bus: str = "") -> str:
+    """Whose port it is, and what can be looked at instead of it."""
+    lines = [f"{port}: is {f'bus {bus}' if bus else 'a bus'} of site {found.site}, which is running (process {found.pid})"]
     with contextlib.suppress(InstanceError):
-        row = summary.buses(instance.open_image(held.instance, writable=False), held.site)[held.bus.name]
-        lines.append("  what it counts there: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in row.items()))
+        rows = summary.buses(instance.open_image(found, writable=False), site)
+        for name, row in rows.items():
+            if bus in ("", name):
+                lines.append(f"  what it counts on {name}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in row.items()))
     lines.append("  what its devices say: `ballast probe DEVICE`; counters and ages: `buses` and `devices` at `ballast console`")
     lines.append("  to talk on the line yourself, stop the site first (Ctrl-C or SIGTERM: it ramps to 0)")
-    raise Busy("\n".join(lines))
+    return "\n".join(lines)
 
 
 @contextlib.contextmanager
@@ -88,7 +94,9 @@ def opened(bus: Bus, *, silent: bool = False) -> Iterator[int]:
             fd = build.open_port(bus, bus.port)
     except PortError as e:
         if e.errno in TAKEN:
-            raise Busy(str(e)) from None
+            # A port by another name (a virtual one has no name in the site): its control's number tells.
+            mine = next(((i, site) for i, site in running_sites() if i.control_pid and f"(pid {i.control_pid})" in e.why), None)
+            raise Busy(str(e) if mine is None else _owned(bus.port, *mine)) from None
         raise SiteError([Problem("", bus.name, bus.port, e.why, e.remedy)]) from None
     try:
         yield fd

@@ -358,6 +358,20 @@ def test_ports_that_cannot_be_used_are_told_all_at_once_before_anything_starts(h
     assert not (hall.tmp / "ballast-other" / "instance.json").exists()
 
 
+def test_tools_look_at_what_control_saw_and_leave_its_ports_alone(hall: Hall) -> None:
+    before = hall.live.here.control_pid
+    seen = hall.live.ballast("probe", "pcs", "batt_p_w", "--json")
+    assert seen.returncode == 0, seen.stderr
+    (value,) = json.loads(seen.stdout)["values"]
+    assert value["unit"] == "W" and abs(value["value"]) <= RATING_W and value["note"].startswith("good")
+    port = hall.ports["b"]
+    for words in (["sniff", port, "--for", "1"], ["scan", port, "--for", "3"], ["probe", "--port", port, "--unit", "1"],
+                  ["probe", "--port", port, "--unit", "1", "704.WSet", "--write", "1", "--site", "builtin"]):  # fmt: skip
+        done = hall.live.ballast(*words, site=False)
+        assert done.returncode == 4 and "bus b of site builtin, which is running" in done.stderr, done.stderr
+    assert hall.live.here.control_pid == before and hall.live.out["mode"] == core.MODE_GRID
+
+
 def test_status_tells_everything_and_its_code_tells_health(hall: Hall) -> None:
     done = hall.live.ballast("status", "--json")
     got, here = json.loads(done.stdout), hall.live.here
