@@ -1,4 +1,5 @@
-"""From a site to what hal and the kernel run: the one place in controller/ that calls hal (but for the names of ports, hal.tcp).
+"""From a site to what hal and the kernel run: the one place in controller/ that calls hal (but for the names of ports,
+hal.tcp, and controller/tools, whose commands talk to devices themselves).
 
     site file -> Site -> specs (+ device maps) -> Plan -> BusScans;     Site -> struct Site of the kernel, Limits
 

@@ -28,7 +28,7 @@ from hal.rows import Encode, Field
 from hal.sunspec import TYPES
 from hal.wire import BlockingLine, NoAnswer
 
-LINE = "probe"  # of the lock-out: wrong passwords here do not lock the cabinet's console
+LINE = "probe"  # of the lock-out: names that do not exist lock this line, not the cabinet's console
 COMMAND_NAME = "probe"  # in the audit trail
 
 

@@ -16,6 +16,8 @@ def test_a_shipped_profile_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "test", "schneider_iem3255"]) == 0
     out = capsys.readouterr().out
     assert "ok     3@3059      grid_p_w  540.228128" in out and out.endswith("0 wrong, 0 without a row\n")
+    reads = [line.split()[1:3] for line in out.splitlines() if line.startswith("reads")]
+    assert reads == [["3@3027", "6"], ["3@3059", "10"], ["3@3109", "2"]], "and not across the holes between them"
 
 
 def test_a_wrong_value_and_a_value_nobody_tests_end_in_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
