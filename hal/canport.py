@@ -26,6 +26,7 @@ RAW_ERR_FILTER = 2  # linux/can/raw.h
 EFF_FLAG, EFF_MASK, SFF_MASK, RTR_FLAG = 0x80000000, 0x1FFFFFFF, 0x7FF, 0x40000000
 ANSWER_S, QUIET_S = 0.2, 0.02
 BEL = b"\x07"
+REFUSES_SILENCE = "to listen silently"  # in the words of a PortError: an adapter that has no such channel
 
 
 def open_can(port: str, bitrate: int, baud: int = 460800, *, silent: bool = False) -> int:
@@ -105,12 +106,13 @@ def _open_slcan(port: str, bitrate: int, baud: int, silent: bool) -> int:
     try:
         _command(fd, b"\r\r\rC\r")  # whatever it was in the middle of; a channel that is closed already answers BEL
         _drain(fd)
-        channel = (b"L\r", "to listen silently") if silent else (b"O\r", "to open its channel")
+        channel = (b"L\r", REFUSES_SILENCE) if silent else (b"O\r", "to open its channel")
         for line, what in ((b"S%d\r" % BITRATES.index(bitrate), f"{bitrate} bit/s"), channel):
             # Some adapters answer nothing at all, as slcand has to know too; one that refuses says so.
             if BEL in _command(fd, line):
                 why = f"the slcan adapter refuses {what} ({line[:-1].decode()})"
-                raise PortError(port, why, "check its manual for rates", errno.EINVAL)
+                remedy = "let it take part (`ballast sniff --join`)" if what == REFUSES_SILENCE else "check its manual for rates"
+                raise PortError(port, why, remedy, errno.EINVAL)
     except PortError:
         os.close(fd)
         raise

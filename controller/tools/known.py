@@ -4,7 +4,6 @@ only a meter of that map would hold. Reads a handful of registers of one unit; w
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -172,16 +171,13 @@ def _value(read: Read, unit: int, f: Field) -> float:
 
 
 def _orv3(read: Read, unit: int, baud: int) -> Found | None:
-    """Two strings in neighbouring blocks of eight registers; the address says of what."""
-    texts = []
-    for at in ORV3_AT:
-        text = ""
-        with contextlib.suppress(NoAnswer):
-            text = text_of(read(unit, 3, at, ORV3_WORDS))
-        if not text:
-            return None
-        texts.append(text)
+    """Two strings in neighbouring blocks of eight registers, at an address where the standard puts a shelf."""
     here = [(what, speed) for what, spans, speed in ORV3 if any(low <= unit <= high for low, high in spans)]
-    kind = next((what for what, speed in here if speed == baud), here[0][0] if here else "device")
+    if not here:
+        return None
+    texts = [text_of(_words(read, unit, 3, at, ORV3_WORDS)) for at in ORV3_AT]
+    if not all(texts):
+        return None
+    kind = next((what for what, speed in here if speed == baud), here[0][0])
     note = "psu and bbu cannot be bound yet: nothing of this controller rests on them"
     return Found(unit, f"Open Rack V3 {kind}: {texts[1]}, {texts[0]}", notes=[note])

@@ -22,6 +22,7 @@ from controller.tools import ports, values
 from controller.tools.values import Value
 from controller.walk import near
 from hal import tcp
+from hal.canport import REFUSES_SILENCE
 from hal.canrows import CanMap
 from hal.profile import load_profile
 from hal.rows import MAX_READ_REGISTERS, ROLE_SIGNALS, TYPE_WORDS, DeviceMap, Field
@@ -233,6 +234,10 @@ def _print(head: str, rows: list[Value], as_json: bool) -> None:
 def show_live(held: ports.Owner, name: str, clock: Clock, register: str | None, as_json: bool) -> int:
     """What control last had from the device; registers themselves are not in the image."""
     device, bus = _device(held.site, name)
+    if register and ("@" in register or register[:1].isdigit()):
+        raise ports.Busy(
+            f"{name}: registers cannot be read beside the control of site {held.instance.site}, which is running; stop it first"
+        )
     row = instance.open_image(held.instance, writable=False).latest()
     if row is None:
         print(f"{name}: control has not made its first tick yet; `log` at `ballast console` tells what it waits for")
@@ -273,8 +278,16 @@ def _can(target: Target, args: argparse.Namespace) -> int:
         raise SiteError([Problem("", "--profile", args.profile, "is missing for a CAN port", "a CAN profile, or `ballast sniff` the port")])
     from controller.tools import sniffcan
 
-    with ports.opened(target.bus) as fd:
-        heard = sniffcan.collect(fd, target.bus, LISTEN_S)
+    for silent in (True, False):  # at a wrong rate, whoever takes part destroys frames: first without, then for a node that is alone
+        try:
+            with ports.opened(target.bus, silent=silent) as fd:
+                heard = sniffcan.collect(fd, target.bus, LISTEN_S)
+        except SiteError as e:
+            if not silent or REFUSES_SILENCE not in str(e):
+                raise
+            continue
+        if heard or target.bus.port.startswith("can:"):
+            break
     rows = sniffcan.of_map(target.map.at(target.unit), heard)
     _print(f"{target.place}: {target.map.name}, {target.map.role}; listened for {LISTEN_S:g} s", rows, args.json)
     return EXIT_OK if any(v.value is not None for v in rows) else EXIT_FAILED

@@ -19,7 +19,7 @@ from controller.settings import BUS
 from controller.site import Bus
 from controller.summary import clean
 from controller.tools import draft, ports, sweep
-from controller.tools.sweep import Result
+from controller.tools.sweep import Budget, Result
 from hal import tcp
 
 MAX_PORTS = 26
@@ -30,19 +30,24 @@ LEAST_S, MOST_S = 3.0, 600.0
 def main(args: argparse.Namespace) -> int:
     """Runs the command. Raises SiteError."""
     buses, settings, units = _wanted(args)
-    seconds = args.for_s - min(SPARE_S, args.for_s / 4)
+    budget = Budget(args.for_s - min(SPARE_S, args.for_s / 4))
     if not args.json:
         many = f"{len(buses)} port{'s' if len(buses) > 1 else ''}"
         print(f"asking on {many}, for {args.for_s:g} s at the most; nothing is written to any device", file=sys.stderr)
 
     def one(bus: Bus) -> Result | Exception:
         try:
-            return _one(bus, settings, seconds, units)
+            return _one(bus, settings, budget, units)
         except (SiteError, ports.Busy, OSError) as e:
             return e
 
     with ThreadPoolExecutor(max_workers=len(buses)) as pool:
-        got = list(pool.map(one, buses))
+        asked = [pool.submit(one, bus) for bus in buses]
+        try:
+            got = [future.result() for future in asked]
+        except KeyboardInterrupt:
+            budget.stop()
+            raise
     results = [r for r in got if isinstance(r, Result)]
     failed = [(b, e) for b, e in zip(buses, got, strict=True) if isinstance(e, Exception)]
     if args.json:
@@ -119,17 +124,17 @@ def here() -> list[str]:
     return [p.device for p in sorted(list_ports.comports())][:8] + [f"can:{name}" for name in interfaces()]
 
 
-def _one(bus: Bus, settings: Sequence[tuple[int, str]], seconds: float, units: range) -> Result:
+def _one(bus: Bus, settings: Sequence[tuple[int, str]], budget: Budget, units: range) -> Result:
     """One bus, by the way of its kind. Raises SiteError, Busy, OSError."""
     if bus.can:
         from controller.tools import scancan
 
-        return scancan.bus(bus, seconds)
+        return scancan.bus(bus, budget)
     if bus.tcp:
         ports.refuse_owned(bus.port)
-        return sweep.server(bus, seconds, units)
+        return sweep.server(bus, budget, units)
     with ports.opened(bus) as fd:
-        return sweep.line(bus, fd, settings, seconds, units)
+        return sweep.line(bus, fd, settings, budget, units)
 
 
 # ---------------------------------------------------------------- what is said

@@ -6,7 +6,6 @@ heard (a single node, which nobody acknowledges, sounds just so) does it join, a
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
 from hal.can import checksum, decode_signal
@@ -16,7 +15,8 @@ from controller.site import Bus
 from controller.tools import ports, sniffcan
 from controller.tools.known import Found
 from controller.tools.sniffcan import Ids
-from controller.tools.sweep import Result
+from controller.tools.sweep import Budget, Result
+from hal.canport import REFUSES_SILENCE
 from hal.canrows import CanMap, Received
 from hal.profile import list_profiles, load_profile
 
@@ -29,25 +29,24 @@ MAX_UNITS = 8  # of profiles with a unit_offset
 Heard = dict[tuple[int, bool], Ids]
 
 
-def bus(bus: Bus, seconds: float) -> Result:
+def bus(bus: Bus, budget: Budget) -> Result:
     """Listens, and names what it heard. Raises SiteError, ports.Busy."""
-    end_s = time.monotonic() + seconds
     result = Result(bus)
     rates = [(r, True) for r in RATES] + [(r, False) for r in JOIN_RATES]
     for rate, silent in [(bus.bitrate, True)] if bus.port.startswith("can:") else rates:
-        if time.monotonic() + FIRST_S > end_s:
+        if budget.left() < FIRST_S:
             break
         now = replace(bus, bitrate=rate)
         try:
             with ports.opened(now, silent=silent) as fd:
                 if sniffcan.collect(fd, now, FIRST_S):
                     result.bus = now
-                    heard = sniffcan.collect(fd, now, min(WHOLE_S, max(FIRST_S, end_s - time.monotonic())))
+                    heard = sniffcan.collect(fd, now, min(WHOLE_S, max(FIRST_S, budget.left())))
                     result.found = match(heard)
                     result.said += _unmatched(heard, result.found)
                     return result
         except SiteError as e:
-            if not silent or "listen silently" not in str(e):
+            if not silent or REFUSES_SILENCE not in str(e):
                 raise
     how = "" if bus.port.startswith("can:") else " at " + ", ".join(f"{r // 1000}k" for r in RATES)
     result.said.append(f"no frame came{how}: check CAN-H and CAN-L, the 120 ohm at both ends, and whether the device is awake")

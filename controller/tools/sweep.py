@@ -27,7 +27,8 @@ SHELVES: tuple[int, ...] = ()  # Open Rack: the addresses go with the speed
 NEXT = (*range(4, 33), 100, 126, 200, 240, 247)
 TCP_FIRST = (1, 255, 0, 2, 3, 10, 100, 126, 247)
 LISTEN_S = 1.2  # a master that polls once a second is heard
-PATIENCE_S = 0.05  # beyond the wire: a slow meter's turnaround
+PATIENCE_S = 0.12  # beyond the wire: a slow meter's turnaround
+SHELF_S = 0.05  # the same where many addresses are asked, most of them in vain
 READ_S = 0.6  # for whole blocks, once a device is known to be there
 RESERVE_S = 8.0  # of the budget, to find out what the devices are
 ALL = range(1, 248)
@@ -49,23 +50,26 @@ class Result:
 
 
 class Budget:
-    """Seconds that are left."""
+    """Seconds that are left of so many, for all buses together; none after stop()."""
 
     def __init__(self, seconds: float) -> None:
-        self.end_s = time.monotonic() + seconds
+        self.seconds, self.end_s = seconds, time.monotonic() + seconds
 
     def left(self) -> float:
         return self.end_s - time.monotonic()
+
+    def stop(self) -> None:
+        """Whoever asks ends after the question that is under way."""
+        self.end_s = 0.0
 
 
 # ---------------------------------------------------------------- a serial line
 
 
-def line(bus: Bus, fd: int, settings: Iterable[tuple[int, str]], seconds: float, units: range = ALL) -> Result:
+def line(bus: Bus, fd: int, settings: Iterable[tuple[int, str]], budget: Budget, units: range = ALL) -> Result:
     """Finds the line's speed, then its devices at addresses `units`. `fd`: the open, locked port."""
-    budget, pty = Budget(seconds), is_pty(fd)
-    result = Result(bus)
-    heard = _listen(fd, LISTEN_S)
+    pty, result = is_pty(fd), Result(bus)
+    heard = _listen(fd, min(LISTEN_S, budget.left() / 2))
     if heard:
         result.said.append(
             f"{heard} bytes came without a question: another master talks here, or noise; nothing was sent (`ballast sniff {bus.port}`)"
@@ -83,7 +87,8 @@ def line(bus: Bus, fd: int, settings: Iterable[tuple[int, str]], seconds: float,
             tried[f"{baud} 8{parity}1"] = None
             now = replace(bus, baud=baud, parity=parity, stop_bits=1)
             here = likely or (known.orv3_units(baud) if parity == "E" else ())
-            first = _first_answer(_master(fd, now, pty), [u for u in here if u in units], budget)
+            asker = _master(fd, now, pty, PATIENCE_S if likely else SHELF_S)
+            first = _first_answer(asker, [u for u in here if u in units], budget)
             if first is not None:
                 return _all(fd, now, pty, first, budget, result, units)
     remedy = "check A and B, the ground, the device's address, or give --baud and --parity"
@@ -99,13 +104,13 @@ def _all(fd: int, bus: Bus, pty: bool, first: tuple[int, float], budget: Budget,
     units = [first]
     rest = dict.fromkeys(u for u in (*FIRST, *NEXT, *known.orv3_units(bus.baud), *wanted) if u != first[0] and u in wanted)
     reserve_s = min(RESERVE_S, budget.left() / 3)
-    asker = _master(fd, bus, pty, min(0.15, max(0.03, 3 * first[1])))
+    patient, quick = _master(fd, bus, pty, PATIENCE_S), _master(fd, bus, pty, min(PATIENCE_S, max(SHELF_S, 3 * first[1])))
     asked = 0
     for u in rest:
         if budget.left() < reserve_s or len(units) >= MAX_FOUND:
             break
         asked += 1
-        took = _there(asker, u, ASK[:1])
+        took = _there(patient if u in FIRST + NEXT else quick, u, ASK[:1])
         if took is not None:
             units.append((u, took))
     if asked < len(rest):
@@ -128,7 +133,7 @@ def _listen(fd: int, seconds: float) -> int:
     return n
 
 
-def _master(fd: int, bus: Bus, pty: bool, patience_s: float = PATIENCE_S) -> BlockingLine:
+def _master(fd: int, bus: Bus, pty: bool, patience_s: float) -> BlockingLine:
     """A master whose patience begins when request and a short answer are through."""
     bits = 9 + (bus.parity != "N") + bus.stop_bits
     wire_s = 0.0 if pty else 30 * bits / bus.baud
@@ -175,16 +180,16 @@ def _named(line: BlockingLine, unit: int, took: float, baud: int, budget: Budget
 # ---------------------------------------------------------------- a server
 
 
-def server(bus: Bus, seconds: float, wanted: range = ALL) -> Result:
+def server(bus: Bus, budget: Budget, wanted: range = ALL) -> Result:
     """The units behind a Modbus TCP server. One that answers for every address is one device."""
-    budget, result = Budget(seconds), Result(bus)
+    result = Result(bus)
     units: list[tuple[int, float]] = []
     dial = _Dial(bus)
     try:
         for u in dict.fromkeys(u for u in (*TCP_FIRST, *wanted) if u in wanted or u in (0, 255)):
             # Silence costs time, an exception does not: after the likely addresses only quick refusals are worth going on for.
             tired = dial.silences >= MAX_SILENCES and u not in TCP_FIRST
-            if budget.left() < min(20.0, seconds / 2) or tired or len(units) >= MAX_FOUND:
+            if budget.left() < min(20.0, budget.seconds / 2) or tired or len(units) >= MAX_FOUND:
                 break
             took = dial.there(u)
             if took is not None:

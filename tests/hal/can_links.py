@@ -172,6 +172,7 @@ class TwoAdapters:
             self.slaves.append(slave)
             self.paths.append(os.ttyname(slave))
         self.open = [False, False]
+        self.refuses: tuple[bytes, ...] = ()  # kinds of commands that get a BEL
         self.commands: list[bytes] = []
         self.stop_r, self.stop_w = os.pipe()
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -198,6 +199,9 @@ class TwoAdapters:
             os.write(self.masters[i], (b"z" if kind in (b"t", b"r") else b"Z") + b"\r" if self.open[i] else b"\x07")
             return
         self.commands.append(line)
+        if kind in self.refuses:
+            os.write(self.masters[i], b"\x07")
+            return
         if kind in (b"O", b"L", b"C"):
             self.open[i] = kind != b"C"
         os.write(self.masters[i], {b"F": b"F00\r", b"V": b"V1013\r"}.get(kind, b"\r"))

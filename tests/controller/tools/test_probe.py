@@ -303,6 +303,8 @@ def test_its_devices_are_shown_as_control_saw_them(
     out = capsys.readouterr().out
     assert "as control saw it 20 ms ago" in out and "grid_p_w" in out and "stop the site" in out
     assert main(["probe", "meter", "nothing"]) == 2
+    assert main(["probe", "meter", "3@0"]) == 4
+    assert "beside the control of site hall" in capsys.readouterr().err
 
 
 def test_a_register_that_a_running_site_commands_is_refused_at_any_port(

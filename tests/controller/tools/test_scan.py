@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from hal.wire import NoAnswer
 from tests.bench.rtu import with_crc
 from tests.controller.tools.test_probe import iem3255
 from tests.hal import sunspec_image
+from tests.hal.can_links import TwoAdapters
 from tests.hal.test_tcp_peers import Server
 
 ROOT = Path(__file__).parents[3]
@@ -200,11 +202,18 @@ def test_a_line_on_which_another_master_asks_is_left_alone(device: Callable[...,
 
 def test_a_silent_line_ends_in_time_and_says_what_was_tried(device: Callable[..., Device], capsys: pytest.CaptureFixture[str]) -> None:
     there, t = device(0, lambda request: b""), time.monotonic()
-    assert main(["scan", there.path, "--for", "3"]) == 1
-    assert time.monotonic() - t < 4
+    assert main(["scan", there.path, "--for", "4"]) == 1
+    assert time.monotonic() - t < 5
     assert "nobody answers at 19200 8E1, 9600 8N1, 115200 8N1" in capsys.readouterr().out
     asked = [r[0] for r in there.asked[:3]]
     assert asked == [1, 1, 2], "the likeliest first, both functions at the first"
+
+
+def test_ctrl_c_ends_every_bus_after_the_question_under_way(device: Callable[..., Device], monkeypatch: pytest.MonkeyPatch) -> None:
+    there, t = device(0, lambda request: b""), time.monotonic()
+    threading.Timer(0.8, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    assert main(["scan", there.path]) == 130
+    assert time.monotonic() - t < 3 and there.asked
 
 
 def test_a_device_that_falls_silent_costs_no_more_than_the_budget(
@@ -251,6 +260,22 @@ def test_two_devices_on_one_bus_and_a_stranger() -> None:
     frames = heard("generic_can_pcs")
     frames[0x180, False].payloads.append(bytes(8))
     assert scancan.match(frames) == [], "a checksum that does not hold"
+
+
+def test_a_bus_is_joined_only_where_nothing_was_heard_silently(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(scancan, "FIRST_S", 0.05)
+    adapters = TwoAdapters()
+    try:
+        assert main(["scan", "slcan:" + adapters.paths[0]]) == 1
+        assert "no frame came at 500k, 250k, 125k, 1000k, 100k" in capsys.readouterr().out
+        opened = [line for line in adapters.commands if line[:1] in (b"S", b"L", b"O")]
+        assert opened == [b"S6", b"L", b"S5", b"L", b"S4", b"L", b"S8", b"L", b"S3", b"L", b"S6", b"O", b"S5", b"O"]
+        adapters.commands.clear()
+        adapters.refuses = (b"L",)
+        assert main(["scan", "slcan:" + adapters.paths[0]]) == 1
+        assert [line for line in adapters.commands if line[:1] == b"O"] == [b"O", b"O"]
+    finally:
+        adapters.close()
 
 
 # ---------------------------------------------------------------- the draft

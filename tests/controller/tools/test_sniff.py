@@ -239,6 +239,12 @@ def test_no_frame_says_that_nobody_may_acknowledge(adapters: TwoAdapters, capsys
     assert b"O" in adapters.commands
 
 
+def test_an_adapter_that_cannot_listen_silently_is_not_made_to_take_part(adapters: TwoAdapters, capsys: pytest.CaptureFixture[str]) -> None:
+    adapters.refuses = (b"L",)
+    assert main(["sniff", "slcan:" + adapters.paths[0], "--for", "0.1"]) == 2
+    assert "--join" in capsys.readouterr().err and b"O" not in adapters.commands
+
+
 def test_written_registers_decode_to_what_was_written() -> None:
     device = load_profile("generic_pcs")
     for w in device.writes:
