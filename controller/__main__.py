@@ -71,7 +71,10 @@ def main(argv: list[str] | None = None) -> int:
     if words[:1] in (["hold"], ["explain"]):
         # argparse takes "-20kW" for an option; a leading space makes it a value.
         words = [f" {w}" if w[:1] == "-" and w[1:2].isdigit() else w for w in words]
-    args = _parser().parse_args(words)
+    parser = _parser()
+    args, rest = parser.parse_known_args(words)
+    if rest and not tools.take(args, rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     from controller.instance import InstanceError
 
     try:

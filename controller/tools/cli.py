@@ -93,6 +93,19 @@ def _profile_parser(commands: Any) -> None:
     new.add_argument("--can", action="store_true", help="a device on CAN (bms or pcs)")
 
 
+def take(args: argparse.Namespace, rest: list[str]) -> bool:
+    """Takes words behind an option (`probe pcs --file SITE.toml 701.W`), which argparse gives to nobody; False: they are none of ours."""
+    if any(word.startswith("-") for word in rest):
+        return False
+    if args.command == "scan":
+        args.ports += rest
+        return True
+    if args.command == "probe" and args.register is None and len(rest) == 1 + (args.device is None):
+        args.device, args.register = ([args.device] if args.device is not None else []) + rest
+        return True
+    return False
+
+
 def main(args: argparse.Namespace) -> int:
     """Runs one of them; returns its exit code. Raises SiteError, InstanceError."""
     from importlib import import_module

@@ -131,6 +131,15 @@ def test_sunspec_points_by_name_with_unit(server: Server, capsys: pytest.Capture
     assert "701.Nonsense" in capsys.readouterr().err
 
 
+def test_words_may_stand_behind_options(server: Server, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "pcs", "--file", str(site), "pcs_state"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[1] == "pcs_state"
+    for words in (["probe", "pcs", "--file", str(site), "a", "b"], ["probe", "pcs", "--file", str(site), "--nonsense"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 2
+
+
 def test_bare_registers_in_the_types_that_maps_use(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", *host(server), "--unit", "1", "3059", "--count", "2"]) == 0
     assert "0.540228128" in capsys.readouterr().out
