@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sqlite3
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,28 @@ def test_a_changed_site_shows_which_steps_are_to_be_repeated(tmp_path: Path) -> 
     assert [n for n, s in states().items() if s == "changed"] == ["delay", "ramp", "following"]
     world.rig.maps[2].info["serial"] = "PCS-0002"
     assert set(states().values()) == {"changed"}
+
+
+@pytest.mark.parametrize("change", ["sign", "scale", "addr", "cyclic_write", "window_ms", "virtual"])
+def test_a_device_that_is_compiled_to_other_rows_asks_for_every_step_again(tmp_path: Path, change: str) -> None:
+    world = World(tmp_path)
+    done = results(tmp_path)
+    for name in guide.NAMES:
+        done.put(world.rig, name, step(name).depends, Result(PASS, ""), "tester")
+    world.rig.maps = pickle.loads(pickle.dumps(world.rig.maps))  # as the next run finds them
+    assert {done.state(world.rig, s.name, s.depends) for s in guide.STEPS} == {PASS}
+    meter, _, pcs = world.rig.maps
+    if change == "virtual":
+        world.rig.instance.virtual = False
+    elif change == "window_ms":
+        world.rig.maps[0] = replace(meter, window_ms=meter.window_ms + 20.0)
+    elif change == "cyclic_write":
+        world.rig.maps[2] = replace(pcs, writes=(replace(pcs.writes[0], cyclic_write="flash"), *pcs.writes[1:]))
+    else:
+        was = getattr(meter.fields[0], change)
+        row = replace(meter.fields[0], **{change: {"sign": -was, "scale": 10 * was, "addr": was + 2}[change]})
+        world.rig.maps[0] = replace(meter, fields=(row, *meter.fields[1:]))
+    assert {done.state(world.rig, s.name, s.depends) for s in guide.STEPS} == {"changed"}
 
 
 def test_a_skipped_step_keeps_its_reason_and_the_report_says_so(tmp_path: Path) -> None:
