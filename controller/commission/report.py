@@ -113,7 +113,7 @@ def _step(number: int, row: Row, results: Results) -> str:
     by = f"{escape(str(got['who']))}, {utc_text(got['wall_s'])[:19]} UTC"
     cls = "" if state == PASS else f' class="{state}"'
     facts = "".join(f"<li>{escape(str(f))}</li>" for f in got["facts"])
-    writes = "".join(f"<li>written into the site: {escape(str(w))}</li>" for w in got.get("writes", []))
+    writes = "".join(f"<li>settings: {escape(str(w))}</li>" for w in got.get("writes", []))
     numbers = "".join(f'<tr><td>{escape(k)}</td><td class="n">{_number(v)}</td></tr>' for k, v in got["numbers"].items())
     table = f'<div class="cols"><table>{numbers}</table></div>' if numbers else ""
     return f"{head}<p{cls}>{escape(str(got['reason']))}</p><ul>{facts}{writes}</ul>{_charts(name, got)}{table}<p class=\"small\">{by}</p>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import sqlite3
 import warnings
@@ -13,14 +12,13 @@ from typing import Any
 import pytest
 
 from _core import image as core
-from controller import build, operate
+from controller import operate
 from controller.commission import guide, steps_power
 from controller.commission.results import FAIL, PASS, SKIPPED, Result, Results
 from controller.commission.rig import Busy, Refused
 from controller.commission.talk import Interrupted
 from controller.instance import InstanceError
-from controller.site import Site
-from tests.controller.commission.virtual import World
+from tests.controller.commission.virtual import World, Writer
 
 SIGNED = {"Your name": "A. Tester", "Remarks": "cable <b> of PCS relabelled"}
 
@@ -351,39 +349,6 @@ def test_a_meter_that_is_silent_while_the_command_falls_is_no_sample(tmp_path: P
         got = guide.run_step(world.rig, results(tmp_path), step("polarity"), world.talk)
     assert got is not None and (got.verdict == FAIL or got.numbers["grid_per_battery"] == pytest.approx(-1.0, abs=0.15))
     world.sim.plant.set("a.drop_p", 0.0)
-
-
-class Writer(World):
-    """A desk that also writes settings, as the parent does: the site's file, and the kernel's Site in the image.
-
-    `worse`: added to the lag that it is asked to try.
-    """
-
-    def __init__(self, *args: Any, confirms: bool = True, worse: float = 0.0, **how: Any) -> None:
-        super().__init__(*args, **how)
-        self.confirms, self.worse = confirms, worse
-
-    def put(self, site: Site) -> None:
-        (self.tmp / "site.json").write_text(json.dumps(site.to_dict()))
-        self.sim.image.set_site(build.kernel_site(site, self.sim.maps))
-
-    def desk(self, request: dict[str, Any]) -> dict[str, Any]:
-        if request["do"] == "try":
-            self.asked.append(request)
-            new = Site.from_dict(self.site.to_dict())
-            new.values.update(request["changes"])
-            self.put(new)
-            self.sim.plant.set("pcs.tau_s", self.sim.plant.get("pcs.tau_s") + self.worse)
-            return {"ok": True, "id": 7, "problems": []}
-        if request["do"] == "back":
-            self.asked.append(request)
-            self.put(self.site)
-            return {"ok": True, "id": 7}
-        if request["do"] == "confirm":
-            self.asked.append(request)
-            why = [{"key": "id", "why": "the time to confirm is over"}]
-            return {"ok": True, "note": "no file of yours"} if self.confirms else {"ok": False, "problems": why}
-        return super().desk(request)
 
 
 @pytest.mark.parametrize("confirms", [True, False])
