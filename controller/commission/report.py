@@ -5,6 +5,9 @@ It shows what `commissioning.json` holds and nothing besides: what stands in it 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -177,10 +180,24 @@ def html(rig: Rig, results: Results, rows: Sequence[Row]) -> str:
 
 
 def write(rig: Rig, results: Results, rows: Sequence[Row]) -> Path:
-    """`commissioning-YYYYMMDD.html` beside the results; returns its path. Raises OSError."""
-    day = utc(rig.clock.wall_s()).strftime("%Y%m%d")
-    path = results.path.with_name(f"commissioning-{day}.html")
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    disk.replace(path, html(rig, results, rows).encode(), 0o644)
+    """`commissioning-YYYYMMDD-HHMMSS.html` (UTC) beside the results; returns its path. What is there already may be signed
+    and stays: the same second, or a clock that was set back, gets a number behind it. Raises OSError.
+    """
+    stem = f"commissioning-{utc(rig.clock.wall_s()).strftime('%Y%m%d-%H%M%S')}"
+    results.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    text = html(rig, results, rows).encode()
+    for k in itertools.count(1):
+        path = results.path.with_name(f"{stem}.html" if k == 1 else f"{stem}-{k}.html")
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))  # the name is ours
+        except FileExistsError:
+            continue
+        break
+    try:
+        disk.replace(path, text, 0o644)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
     return path
 
