@@ -252,8 +252,13 @@ class Rig:
         self._look()
         lease_s = min(operate.LEASE_MAX_S, max(1.0, seconds + SPARE_S))
         # ours even where we are interrupted between the write and its answer: the slot's id is looked at then
+        before = self._held, self._mine
         self._held, self._mine = True, None
-        self._mine = operate.hold(self.instance, self.image, value_w, lease_s, self.clock, self.author)
+        try:
+            self._mine = operate.hold(self.instance, self.image, value_w, lease_s, self.clock, self.author)
+        except InstanceError:
+            self._held, self._mine = before  # not written: whoever kept us from it may stand there now
+            raise
 
     def glide(self, value_w: float, seconds: float, note: str = "") -> None:
         """To value_w without a jump: a hold falls toward zero at once, so it is led there at the ramp, in two minutes at

@@ -91,6 +91,23 @@ def test_a_hold_that_could_not_be_released_is_said_and_was_tried_twice(tmp_path:
     assert world.rig.parting() in left
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_whoever_kept_a_hold_from_being_written_keeps_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
+    world = World(tmp_path)
+    hold = operate.hold
+
+    def locked(*args: Any) -> int:
+        hold(world.instance, world.sim.image, -3000.0, 600.0, world.sim.clock, "maria")
+        raise InstanceError("another `ballast hold` has been at it for 2 s")
+
+    with pytest.raises(InstanceError), world.rig.guarded():
+        if held:
+            world.rig.hold(4000.0, 10.0)
+        monkeypatch.setattr(operate, "hold", locked)
+        world.rig.hold(5000.0, 10.0)
+    assert world.slot["value_w"] == -3000.0 and not world.rig.left
+
+
 @pytest.mark.parametrize("answered", [True, False])
 def test_a_second_interrupt_while_the_cabinet_is_put_back_undoes_it_all_the_same(tmp_path: Path, answered: bool) -> None:
     world = World(tmp_path)
