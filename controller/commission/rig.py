@@ -344,7 +344,8 @@ class Rig:
             got = self._confirmed(got)
         if got["ok"]:
             self._trial = None
-            self.refresh()
+            with contextlib.suppress(InstanceError):  # kept is kept; that the site is gone shows in the next look
+                self.refresh()
         return got
 
     def _confirmed(self, lost: dict[str, Any]) -> dict[str, Any]:
@@ -391,7 +392,8 @@ class Rig:
             unknown = bool(self.desk({"do": "back", "id": self._trial}).get("lost"))
             if not unknown:
                 self._trial = None
-                self.refresh()
+                with contextlib.suppress(InstanceError):  # what is left has to be said all the same
+                    self.refresh()
         if unknown:
             left.append("the settings that were tried may still be in force; they fall back by themselves (`ballast settings diff`)")
         return left

@@ -15,6 +15,7 @@ from _core import image as core
 from controller import operate
 from controller.commission import cli, guide
 from controller.commission.results import FAIL, Results
+from controller.commission.rig import Refused
 from controller.commission.talk import Interrupted
 from controller.control import remember
 from controller.instance import InstanceError
@@ -250,6 +251,22 @@ def test_a_return_whose_answer_was_lost_is_asked_for_again_and_said_where_nobody
             world.rig.try_settings({"pcs.tau_s": 0.03}, 60.0)
         assert desk.done == ["try", "back", "back"] and len(world.rig.left) == left
         assert not left or "may still be in force" in world.rig.left[0]
+
+
+def test_a_site_that_goes_away_hides_neither_what_was_kept_nor_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: Any) -> None:
+        raise InstanceError("nothing runs")
+
+    world, desk = World(tmp_path), Deaf()
+    world.rig.ask_desk = lambda request: {"ok": False, "error": "no"} if request["do"] == "plant" else desk(request)
+    with world.rig.guarded():
+        with pytest.raises(Refused):
+            world.rig.plant({"pcs.dead": 1.0}, {"pcs.dead": 0.0})
+        world.rig.try_settings({"pcs.tau_s": 0.03}, 60.0)
+        monkeypatch.setattr(type(world.rig), "refresh", gone)
+        assert world.rig.confirm()["ok"]
+        monkeypatch.setattr(world.rig, "_trial", 7)  # as if it had been tried once more
+    assert len(world.rig.left) == 1 and "still has a fault" in world.rig.left[0]
 
 
 def test_somebody_else_s_trial_is_not_given_back(tmp_path: Path) -> None:
