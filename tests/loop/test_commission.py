@@ -138,3 +138,6 @@ def test_the_command_lists_refuses_and_stops_with_the_battery_released(running: 
         assert process.stderr is not None and "; no hold stands; " in process.stderr.read()
     assert live.image.setpoint(core.SLOT_OPERATOR)["kind"] == core.SP_NONE
     assert not (tmp_path / "state" / live.site / "commissioning.json").exists()  # what was cut is no result
+    (tmp_path / "state" / live.site / "commissioning.json").write_text("{")
+    listed = live.ballast("test", "--list")
+    assert listed.returncode == 0 and "put aside as commissioning.damaged" in listed.stderr
