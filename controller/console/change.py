@@ -328,12 +328,12 @@ def commission(ctx: Context, words: list[str]) -> None:
     busy = [s for s in ctx.presence.others() if s.holds == "test"]
     if busy:
         raise Refused(f"{busy[0].user} on {busy[0].line} is at it")
+    talk, maps = _Talk(ctx), remembered(Path(instance.directory), site) or []
+    rig = Rig(instance, image, site, maps, ctx.clock, talk, author=ctx.author, ask_desk=lambda request: desk.ask(instance, request))
     held = ctx.presence.own.holds
     ctx.presence.holds("test")
     ctx.audit("test", " ".join(words) or "guided commissioning")
     idle_s, ctx.line.idle_s = ctx.line.idle_s, max(ctx.line.idle_s, 3600.0) if ctx.line.idle_s else 0.0
-    talk, maps = _Talk(ctx), remembered(Path(instance.directory), site) or []
-    rig = Rig(instance, image, site, maps, ctx.clock, talk, author=ctx.author, ask_desk=lambda request: desk.ask(instance, request))
     try:
         results = Results.of(site.name)
         if results.note:
