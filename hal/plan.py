@@ -364,7 +364,9 @@ def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanP
             second += [i] * max(1, -int(-3.0 * HYPER_TICKS * timing.tick_ms / 1000.0 // timing.rvrt_s))
     readback = [i for i in mine if b.txns[i].rate == READBACK]
     slow = [i for i in mine if b.txns[i].kind == "read" and b.txns[i].rate == SLOW]
-    ticks = list(range(b.every - 1, HYPER_TICKS, b.every)) if b.every > 1 else list(range(HYPER_TICKS))
+    # Where fast reads are left out the kernel steps at once, into a slot that reaches over from the tick before: never the same ticks.
+    first = b.every // 4 if b.skips else b.every - 1
+    ticks = list(range(first, HYPER_TICKS, b.every))
     if len(second) + bool(readback) + len(slow) > len(ticks):
         problems.append(
             PlanProblem(

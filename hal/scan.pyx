@@ -318,8 +318,8 @@ cdef int _asked(Bus* b, ScanCtx* c, DevRow* d, int64_t now) noexcept nogil:
 
 cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
     """This tick's slot: a probe, a verify, what is asked, or what the table says. True: something was sent."""
-    cdef int64_t limit = c.tick_t_ns + c.limit_ns
-    cdef int i, dev, t = c.slot[c.tick % HYPER]
+    cdef int64_t limit = c.slot_t_ns + c.limit_ns
+    cdef int i, dev, t = c.slot[c.slot_of % HYPER]
     cdef DevRow* d
     cdef DeviceStats* s
     if t == SLOT_NONE:
@@ -396,10 +396,16 @@ cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         else:
             c.slot_pending = 0
             if _slot(b, c, now):
-                c.slot_tick = c.tick
+                c.slot_tick = c.slot_of
 
 
 # ---------------------------------------------------------------- callbacks of struct Bus
+
+cdef inline void _due(ScanCtx* c) noexcept nogil:
+    c.slot_pending = 1
+    c.slot_of = c.tick
+    c.slot_t_ns = c.tick_t_ns
+
 
 cdef void _on_tick(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     cdef ScanCtx* c = <ScanCtx*>b.ctx
@@ -407,7 +413,8 @@ cdef void _on_tick(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     c.m.stats = b.stats
     c.tick = tick
     c.tick_t_ns = b.inputs.t_ns
-    c.slot_pending = c.early
+    if c.early:                             # else the slot of the tick before may still be due: at 115200 baud it begins after this tick
+        _due(c)
     c.fast_next = 0
     b.fast_pending = 0
     c.current_fast = 0                      # an answer of the tick before is not what this one waits for
@@ -450,7 +457,8 @@ cdef void _on_outputs(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     if c.command >= 0 and (b.outputs.gate != 1 or c.command_pending):
         b.inputs.pcs_deaf = b.outputs.gate == 1     # nothing is to get through; or the line was busy for all of the tick, and nothing has
     c.command_pending = c.command >= 0 and b.outputs.gate == 1
-    c.slot_pending = not c.early
+    if not c.early:
+        _due(c)
     _pump(b, c, now)
 
 
