@@ -144,6 +144,8 @@ def _check(args: argparse.Namespace) -> int:
     print(f"{site.file}: site {site.name}, {len(site.buses)} buses, {len(site.devices)} devices: fits")
     for note in site.notes:
         print(f"note: {note}")
+    for note in build.held_notes(site):
+        print(f"warning: {note}; `ballast run` sets it where it may")
     print(plan)
     return EXIT_OK
 

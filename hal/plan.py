@@ -231,7 +231,7 @@ def _ways_out(b: _BusPlan, parts: list[Txn]) -> tuple[str, ...]:
     if b.spec.tcp:
         ways.append(f"{b.spec.faster} ({b.spec.latency_ms:g} ms a transaction)")
     for baud in () if b.spec.tcp else (230400, 460800, 921600):
-        line = Line(baud, b.spec.line.bits)
+        line = Line(baud, b.spec.line.bits, b.spec.line.lead_ms)
         total = sum(WireTime(line, t.wire.request, t.wire.answer, t.wire.turnaround_ms).total_ms for t in parts)
         if baud > b.spec.baud and total <= 10.0:
             ways.append(f"raise bus {b.spec.name} to {baud} baud ({total:.2f} ms)")

@@ -33,6 +33,7 @@ class BusSpec:
     slack_ms: float = 2.0
     untimed: bool = False  # a PTY without baud: nothing is too soon (tests, probes)
     latency_ms: float = 1.0  # TCP: there and back
+    lead_ms: float = 0.0  # RS-485 switched by the port's driver: before the first bit
 
     @property
     def tcp(self) -> bool:
@@ -50,7 +51,9 @@ class BusSpec:
 
     @property
     def line(self) -> Line:
-        return TcpLine(latency_ms=self.latency_ms) if self.tcp else Line(self.baud, 9 + (self.parity != "N") + self.stop_bits)
+        if self.tcp:
+            return TcpLine(latency_ms=self.latency_ms)
+        return Line(self.baud, 9 + (self.parity != "N") + self.stop_bits, self.lead_ms)
 
 
 @dataclass(frozen=True)

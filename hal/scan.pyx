@@ -283,7 +283,7 @@ cdef bint _probe(Bus* b, ScanCtx* c, int dev, int64_t limit, int64_t now) noexce
     d.probe_count = n
     if rtu_build(&c.m, d.unit, d.probe_fc, d.probe_addr, n, NULL, 0, 0) < 0:
         return False
-    nominal = (c.m.tx_len + c.m.ask.len) * c.m.char_ns + c.m.t35_ns + c.m.path_ns + d.turnaround_ns
+    nominal = c.m.lead_ns + (c.m.tx_len + c.m.ask.len) * c.m.char_ns + c.m.t35_ns + c.m.path_ns + d.turnaround_ns
     deadline = now + nominal + c.slack_ns
     if now + nominal + FIT_NS > limit:
         c.slots_missed += 1
@@ -500,6 +500,7 @@ cdef class BusScan(BusPort):
             tcp_init(&self.c.m, round(1e6 * table.spec.latency_ms), 0, NULL)
         else:
             rtu_init(&self.c.m, table.spec.baud, table.spec.line.bits, table.spec.untimed, NULL)
+            self.c.m.lead_ns = round(1e6 * table.spec.line.lead_ms)
         build_tables(&self.c, table)
         self.bus.ctx = &self.c
         self.bus.on_tick = _on_tick
