@@ -467,34 +467,16 @@ def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, 
 def _timeline(plan: Plan, b: _BusPlan) -> None:
     at = 0.0
     for i in b.fast:
-        w = b.txns[i].wire
-        plan.timeline.append(Placed(b.spec.name, b.txns[i].what, at, at + w.request_ms, at + w.nominal_ms))
-        at += w.total_ms
+        plan.timeline.append(Placed.of(b.spec.name, b.txns[i], at, "fast"))
+        at += b.txns[i].wire.total_ms
     if b.command >= 0:
-        w = b.txns[b.command].wire
-        plan.timeline.append(
-            Placed(
-                b.spec.name,
-                b.txns[b.command].what,
-                b.cmd_start_ms,
-                b.cmd_start_ms + w.request_ms,
-                b.cmd_start_ms + w.nominal_ms,
-            )
-        )
+        plan.timeline.append(Placed.of(b.spec.name, b.txns[b.command], b.cmd_start_ms, "command"))
     seen: dict[int, int] = {}
     for i in b.slots:
         if i >= 0:
             seen[i] = seen.get(i, 0) + 1
     for i, n in seen.items():
-        w = b.txns[i].wire
-        place = Placed(
-            b.spec.name,
-            f"{b.txns[i].what} ({n} in {HYPER_TICKS})",
-            b.after_ms,
-            b.after_ms + w.request_ms,
-            b.after_ms + w.nominal_ms,
-        )
-        plan.timeline.append(place)
+        plan.timeline.append(Placed.of(b.spec.name, b.txns[i], b.after_ms, "after", n))
         plan.sweeps[b.txns[i].name] = HYPER_TICKS * plan.tick_ms / n
 
 
