@@ -208,6 +208,11 @@ class Plan:
         return replace(self.to_power, late=()).figures()
 
     @property
+    def meter_age_ms(self) -> float:
+        """How old the meter's values are when the kernel steps: half its window and half its refresh are in it."""
+        return self.to_command.constant_ms - self.command_wire_ms + 0.5 * self.to_command.update_ms
+
+    @property
     def step_by_ns(self) -> int:
         return round(self.step_deadline_ms * 1e6)
 
