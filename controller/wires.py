@@ -91,7 +91,8 @@ def warnings(got: Mapping[str, Any], site: Site) -> list[str]:
             costs = f"load to power p99 of {got['planned_p99_ms']:.2f} ms does not hold"
         network = f" (or bus.{bus}.latency_ms more, where the network is it)" if bus in tcp else ""
         head = f"{name} takes {value:g} ms to answer (p99), planned with {planned:g}: {costs}"
-        out.append(f"{head}; set {key} to {value:g}{network}: `ballast check` then says what holds")
+        machine = " (on the virtual cabinet a busy machine does that too: its devices are a process)" if site.virtual else ""
+        out.append(f"{head}; set {key} to {value:g}{network}: `ballast check` then says what holds{machine}")
     for name, row in got["buses"].items():
         lost = [d for d, r in got["devices"].items() if r["bus"] == name and not r["alive"]]
         if lost and row["late"] > LATE_SHARE * max(row["transactions"], 100):

@@ -83,6 +83,13 @@ def test_a_plan_that_does_not_hold_is_told_with_what_to_write(turns: list[tuple[
         assert text.startswith(start), text
 
 
+def test_a_busy_machine_is_named_where_the_cabinet_is_a_process_and_not_where_it_stands_in_a_hall() -> None:
+    real = sites.load(None, ["bus.a.port=/dev/ttyS8", "bus.b.port=/dev/ttyS9"])
+    for site, named in ((SITE, True), (real, False)):
+        (said,) = wires.warnings(wires.collect(Image((2.55, 500)), site, told(site)), site)
+        assert ("a busy machine does that too" in said) == named
+
+
 def test_over_tcp_the_network_may_be_it() -> None:
     site = sites.load(None, ["bus.a.port=virtual-tcp"])
     (said,) = wires.warnings(wires.collect(Image((1.9, 9999)), site, told(site)), site)
