@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from controller import __main__ as command
-from controller import build, control, relations, walk
+from controller import build, control, relations, status, walk
 from controller import site as sites
+from controller.clock import ManualClock
+from controller.instance import Instance
 from hal import adapter
 from hal.wire import PortError
+from tests.controller.fakes import FakeImage
 
 REAL = sites.BUILTIN.read_text().replace('port = "virtual" ', 'port = "/dev/ttyS8" ', 1)
 REAL = REAL.replace('port = "virtual"\n', 'port = "/dev/ttyS9"\n')
@@ -106,3 +109,17 @@ def test_an_adapter_that_comes_back_is_told_again(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(adapter, "tune", lambda port, fd: f"{port} fd {fd} holds back")
     control.Helper(site, engine, {}, Clock()).look(1)  # type: ignore[arg-type]
     assert engine.given == [(1, 77)] and "bus b: /dev/ttyS9 fd 77 holds back" in capsys.readouterr().err
+
+
+def test_status_names_an_adapter_that_holds_bytes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = tmp_path / "bus/usb-serial/devices/ttyS9/latency_timer"
+    timer.parent.mkdir(parents=True)
+    timer.write_text("16\n")
+    monkeypatch.setattr(build, "held_notes", partial(build.held_notes, sysfs=tmp_path))
+    image, here = FakeImage(), Instance(site="builtin", pid=os.getpid(), run=1, image_fd=0, directory=str(tmp_path), store="")
+    image.tick(10)
+    got = status.collect(here, sites.load(None, text=REAL), image, ManualClock(t_ns=10**8))
+    assert len(got["warnings"]) == 1 and got["warnings"][0].startswith("bus b: /dev/ttyS9: the USB adapter holds answers back")
+    assert f"warning: {got['warnings'][0]}" in status.text(got)
+    timer.write_text("1\n")
+    assert status.collect(here, sites.load(None, text=REAL), image, ManualClock(t_ns=10**8))["warnings"] == []
