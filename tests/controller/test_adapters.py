@@ -14,6 +14,7 @@ from controller import build, control, relations, status, walk
 from controller import site as sites
 from controller.clock import ManualClock
 from controller.instance import Instance
+from controller.problems import SiteError
 from hal import adapter
 from hal.wire import PortError
 from tests.controller.fakes import FakeImage
@@ -123,3 +124,17 @@ def test_status_names_an_adapter_that_holds_bytes_back(tmp_path: Path, monkeypat
     assert f"warning: {got['warnings'][0]}" in status.text(got)
     timer.write_text("1\n")
     assert status.collect(here, sites.load(None, text=REAL), image, ManualClock(t_ns=10**8))["warnings"] == []
+
+
+@pytest.mark.parametrize(("port", "kind"), [("virtual-can", "CAN"), ("virtual-tcp", "a TCP connection")])
+def test_it_means_nothing_where_there_is_no_driver_to_switch(port: str, kind: str) -> None:
+    line = 'port = "virtual"\nbaud = 460800\nparity = "E"\nstop_bits = 1'
+    text = sites.BUILTIN.read_text().replace(line, f'port = "{port}"\nrs485 = "on"')
+    with pytest.raises(SiteError, match=rf'bus\.b\.rs485 = "on": means nothing on {kind}; leave it out'):
+        sites.load(None, text=text)
+
+
+def test_a_turnaround_on_can_is_refused() -> None:
+    path = Path(__file__).parents[1] / "loop/can_site.toml"
+    with pytest.raises(SiteError, match=r"device\.bms\.turnaround_ms = 2: means nothing on CAN \(bus c\)"):
+        sites.load(path, ["device.bms.turnaround_ms=2"])
