@@ -15,6 +15,7 @@ from controller.commission import cli as commission
 from controller.problems import SiteError
 from controller.process import EXIT_BUSY, EXIT_INPUT, EXIT_NOT_RUNNING, EXIT_OK
 from controller.shelves import cli as shelves
+from controller.site import Site
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,8 +147,31 @@ def _check(args: argparse.Namespace) -> int:
     print(f"{site.file}: site {site.name}, {len(site.buses)} buses, {len(site.devices)} devices: fits")
     for note in site.notes:
         print(f"note: {note}")
+    for note in build.held_notes(site):
+        print(f"warning: {note}; `ballast run` sets it where it may")
     print(plan)
+    for line in _measured(site):
+        print(line)
     return EXIT_OK
+
+
+def _measured(site: Site) -> list[str]:
+    """What a running instance of this site has measured of its wires; nothing where none runs."""
+    from controller import wires
+    from controller.build import site_from
+    from controller.instance import InstanceError, find, open_image
+
+    try:
+        running = find(site.name)
+        image = open_image(running, writable=False)
+        here = site_from(Path(running.directory) / "site.json")
+    except (InstanceError, OSError, ValueError):
+        return []
+    got = wires.collect(image, here, (running.plan or {}).get("wires"))
+    rows = [(f"bus {name}", wires.bus_line(row)) for name, row in got["buses"].items()]
+    rows += [(name, wires.device_line(row)) for name, row in got["devices"].items()]
+    lines = [f"  {name}: {text}" for name, text in rows if text] + [f"  {text}" for text in [wires.meter_line(got)] if text]
+    return [f"measured by the site {site.name} that runs here:", *lines, *(f"warning: {text}" for text in wires.warnings(got, here))]
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -62,7 +62,9 @@ def open_ports(site: Site, ports: dict[str, str]) -> tuple[list[int], list[str]]
                     select.select([], [], [], 0.1)
                     continue
                 fds.append(-1)
-                problems.append(f"{site.file}: bus.{bus.name}.port = {path}: {getattr(e, 'why', e)}; {getattr(e, 'remedy', '')}")
+                key = f"bus.{bus.name}.{getattr(e, 'key', 'port')}"
+                value = path if key.endswith(".port") else f"{getattr(bus, key.rpartition('.')[2])} at {path}"
+                problems.append(f"{site.file}: {key} = {value}: {getattr(e, 'why', e)}; {getattr(e, 'remedy', '')}")
                 break
     return fds, problems
 
@@ -224,7 +226,10 @@ class Helper:
         if now_ns < away.next_ns:
             return
         try:
-            self.engine.set_fd(i, build.listen_for(self.engine.ports[i], build.open_port(bus, path)))
+            fd = build.open_port(bus, path)
+            for note in build.tune(bus, path, fd):
+                say("control", note)
+            self.engine.set_fd(i, build.listen_for(self.engine.ports[i], fd))
             away.back_ns = now_ns
         except OSError as e:
             if e.errno not in (away.why, errno.ENOENT):
@@ -272,8 +277,9 @@ def prepare(site: Site, image: Any, directory: Path, ports: dict[str, str], stop
         return EXIT_INPUT
     if known is not None:
         dial(site, ports, fds)  # what is away now, the helper brings later
-    for note in build.tune_ports(site, fds) if known is None else []:
-        say("control", note)
+    for bus, fd in zip(site.buses, fds, strict=True):
+        for note in build.tune(bus, ports.get(bus.name, bus.port), fd):
+            say("control", note)
     maps = known if known is not None else scan_devices(directory, site, ports, fds, stop)
     if maps is None:
         return EXIT_OK

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from _core import image as core
-from controller import build, instance, operate, status, summary
+from controller import build, instance, operate, status, summary, wires
 from controller.clock import Clock, RealClock
 from controller.desk import DESK_NAME, REFUSED, Desk, apply_live
 from controller.inforce import InForce
@@ -102,7 +102,7 @@ class Parent:
             virtual=site.virtual,
             devices=[d.name for d in site.devices],
             buses=[b.name for b in site.buses],
-            plan=summary.latency(self.plan),
+            plan=self._kept(site, self.plan),
         )
 
     # ---- children
@@ -282,11 +282,16 @@ class Parent:
         say("ballast", f"{command} by {who}: {text}")
         operate.audit(self.instance, self.clock, who, command, None, lease_s, text)
 
+    @staticmethod
+    def _kept(site: Site, plan: Any) -> dict[str, Any]:
+        """What other processes need of the plan."""
+        return (summary.latency(plan) or {}) | {"wires": wires.told(plan, site)}
+
     def _in_force(self, site: Site, made: Any, how: str) -> None:
         self.site, self.plan = site, made
         self.files.show(site, str(made))
         if how == RESTART:
-            self.instance.plan = summary.latency(made)
+            self.instance.plan = self._kept(site, made)
             self.control.argv = self._control_argv()
             self._begin_again(self.control, "with other settings")
 
@@ -409,6 +414,7 @@ class Parent:
             self.figures = {
                 "stats": self.image.engine_stats(),
                 "buses": summary.buses(self.image, self.site),
+                "wires": wires.collect(self.image, self.site, wires.told(self.plan, self.site)),
                 "not_held_s": (self.image.latest() or {"out": {"not_held_s": None}})["out"]["not_held_s"],
                 "duration_s": (self.clock.monotonic_ns() - self.began_ns) / 1e9,
             }
@@ -474,6 +480,7 @@ class Parent:
         say("ballast", f"wrote {summary.write(text, self.options.out)}")
         histograms = {key: list(self.figures["stats"][key]) for key in ("wake_us", "step_ns")}
         (self.options.out / ENGINE_NAME).write_text(json.dumps(histograms))
+        wires.write(self.figures["wires"], self.options.out)
         if self.options.report:
             report(self.options.out)
 

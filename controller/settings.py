@@ -117,6 +117,10 @@ SECTIONS = tuple(dict.fromkeys(row.section for row in SETTINGS.values()))
 _PORT_TEXT = 'serial port, "tcp://host:502", "can:IFACE", "slcan:TTY"; the virtual cabinet: "virtual", "virtual-tcp", "virtual-can"'
 _LATENCY_TEXT = "TCP only: a request's way there and its answer's way back, without turnaround"
 _BITRATE_TEXT = "CAN: rate of the bus; SocketCAN has it from `ip link`"
+_RS485_TEXT = 'who switches the RS-485 driver: "auto" the adapter, "on" the port with RTS, "inverted" the same with RTS low, "off" nobody'
+_BEFORE_TEXT = "RTS so long before the first bit of a request; the plan counts it"
+_AFTER_TEXT = "RTS so long after its last bit; below t3.5, or it speaks over the answer"
+_TURNAROUND_TEXT = "from the request's detection to the answer's first bit, at worst (p99); -1: as the profile says. Not on CAN"
 _UNIT_TEXT = "Modbus address: 1 to 247 on a serial line, 0 to 255 over TCP; CAN: 1 up"
 BUS = {
     row.key: row
@@ -126,11 +130,15 @@ BUS = {
         Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed; serial ports only", "int", how=RESTART),
         Setting("parity", "E", 1, 1, "", "E, O or N; serial ports only", "str", how=RESTART),
         Setting("stop_bits", 1, 1, 2, "", "1 or 2; serial ports only", "int", how=RESTART),
+        Setting("rs485", "auto", 2, 8, "", _RS485_TEXT, "str", how=RESTART),
+        Setting("rs485_before_ms", 0, 0, 100, "ms", _BEFORE_TEXT, "int", how=RESTART),
+        Setting("rs485_after_ms", 0, 0, 100, "ms", _AFTER_TEXT, "int", how=RESTART),
         Setting("latency_ms", 1.0, 0.05, 1000, "ms", _LATENCY_TEXT, how=RESTART),
         Setting("bitrate", 500_000, 10_000, 1_000_000, "bit/s", _BITRATE_TEXT, "int", how=RESTART),
     )
 }
-SERIAL_KEYS, TCP_KEYS = ("baud", "parity", "stop_bits"), ("latency_ms",)  # of [[bus]], which the other kind has not
+RS485_KEYS = ("rs485", "rs485_before_ms", "rs485_after_ms")  # of [[bus]], which the other kinds have not
+SERIAL_KEYS, TCP_KEYS = ("baud", "parity", "stop_bits", *RS485_KEYS), ("latency_ms",)
 DEVICE = {
     row.key: row
     for row in (
@@ -139,6 +147,7 @@ DEVICE = {
         Setting("bus", None, 1, 20, "", "the bus it answers on", "str", needed=True, how=RESTART),
         Setting("unit", None, 0, 255, "", _UNIT_TEXT, "int", needed=True, how=RESTART),
         Setting("profile", "sunspec", 1, 200, "", '"sunspec", a profile\'s name, or the path of a profile file', "str", how=RESTART),
+        Setting("turnaround_ms", -1.0, -1, 1000, "ms", _TURNAROUND_TEXT, how=RESTART),
     )
 }
 _SHELF_UNITS = "addresses, one device each; without it every address that the profile knows is asked"

@@ -18,7 +18,7 @@ from typing import Any
 
 from controller import walk
 from controller.problems import Problem, SiteError
-from controller.settings import SERIAL_KEYS, SETTINGS, TCP_KEYS, Value, derived
+from controller.settings import RS485_KEYS, SERIAL_KEYS, SETTINGS, TCP_KEYS, Value, derived
 from hal import tcp
 
 BUILTIN = Path(__file__).with_name("builtin.toml")
@@ -52,6 +52,9 @@ class Bus:
     baud: int
     parity: str
     stop_bits: int
+    rs485: str = "auto"  # hal.adapter.MODES
+    rs485_before_ms: int = 0
+    rs485_after_ms: int = 0
     latency_ms: float = 1.0  # TCP
     bitrate: int = 500_000
 
@@ -73,7 +76,13 @@ class Bus:
     @property
     def foreign(self) -> tuple[str, ...]:
         """Keys of [[bus]] that mean nothing on this kind of bus."""
-        return SERIAL_KEYS if self.tcp else TCP_KEYS
+        return SERIAL_KEYS if self.tcp else (*TCP_KEYS, *RS485_KEYS) if self.can else TCP_KEYS
+
+    @property
+    def t35_s(self) -> float:
+        """Silence that ends a frame on a serial line: 3.5 characters, 1.75 ms above 19200 baud (Modbus over serial line V1.02,
+        2.5.1.1)."""
+        return 1.75e-3 if self.baud > 19200 else 3.5 * (9 + (self.parity != "N") + self.stop_bits) / self.baud
 
     @property
     def speed(self) -> str:
@@ -92,6 +101,7 @@ class Device:
     bus: str
     unit: int
     profile: str
+    turnaround_ms: float = -1.0  # below 0: what the profile says
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from controller.problems import Problem
 from controller.settings import (
     BUS,
     DEVICE,
+    RS485_KEYS,
     SCHEDULE,
     SECTIONS,
     SERIAL_KEYS,
@@ -225,7 +226,9 @@ def put(raw: dict[str, Any], key: str, value: Any) -> bool:
                 row[parts[2]] = value
                 if parts[0] == "bus" and parts[2] == "port":
                     # The file's line settings belong to the file's port: an override of another kind leaves them behind.
-                    for name in SERIAL_KEYS if tcp.is_tcp(str(value)) else TCP_KEYS:
+                    port = str(value)
+                    switched = not port.startswith(("can:", "slcan:", "virtual"))
+                    for name in SERIAL_KEYS if tcp.is_tcp(port) else TCP_KEYS if switched else (*TCP_KEYS, *RS485_KEYS):
                         row.pop(name, None)
                 return True
     return False

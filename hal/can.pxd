@@ -101,6 +101,12 @@ cdef int can_encode(const SigRow* row, double value, uint8_t* data) noexcept nog
 cdef int can_checksum(int kind, const uint8_t* data, int n, int skip, int seed) noexcept nogil
 cdef int can_bits(const CanFrame* f) noexcept nogil
 
+cdef inline int can_most_bits(const CanFrame* f) noexcept nogil:
+    """As can_bits, stuffed as far as can be: what hal.canplan.worst_bits counts, at the cost of a sum."""
+    cdef int n = 8 * f.len
+    return n + 67 + (53 + n) // 4 if f.ext else n + 47 + (33 + n) // 4
+
+
 cdef void slcan_reset(Slcan* s) noexcept nogil
 cdef void slcan_feed(Slcan* s, const uint8_t* buf, int n) noexcept nogil
 cdef int slcan_next(Slcan* s, CanFrame* f) noexcept nogil

@@ -77,6 +77,11 @@ class CanTable:
         """Share of the wire that is in use, frames at their longest."""
         return sum(t.worst_ms / t.period_ms for t in self.traffic)
 
+    @property
+    def busy_ms(self) -> float:
+        """The same of a tick of 10 ms, in ms."""
+        return 10.0 * self.load
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, for summary.json and `check --json`."""
         rows = [

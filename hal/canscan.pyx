@@ -23,7 +23,7 @@ from _core.engine cimport Bus, BusPort
 from _core.image cimport DeviceStats, Group, OP_NONE, OP_START, Q_BAD, Q_GOOD
 from hal.can cimport (
     CANFD_STRUCT, S_OK, S_OTHER, SL_ERROR, SL_FRAME, SL_JUNK, SL_MORE, SL_STATUS, SLCAN_LINE, CanFrame, can_bits, can_checksum, can_decode, can_encode,
-    can_get, can_last_byte, can_put, fill_signal, slcan_feed, slcan_next, slcan_reset, slcan_status, slcan_write, socket_error, socket_read,
+    can_get, can_last_byte, can_most_bits, can_put, fill_signal, slcan_feed, slcan_next, slcan_reset, slcan_status, slcan_write, socket_error, socket_read,
     socket_write,
 )
 
@@ -219,6 +219,7 @@ cdef void _frame(Bus* b, CanCtx* c, const CanFrame* frame, int64_t now) noexcept
         socket_error(frame, &c.errors)
         b.stats.overruns = c.errors.overrun
         return
+    b.stats.busy_ns += can_most_bits(frame) * c.bit_ns
     at = _find(c, frame.id | (<uint32_t>1 << 31 if frame.ext else 0))
     if at < 0:
         b.stats.wrong_unit += 1
@@ -252,6 +253,7 @@ cdef int _out(Bus* b, CanCtx* c, const CanFrame* f, int64_t now) noexcept nogil:
     if b.send(b, buf, n, now) != n:
         return False
     b.stats.transactions += 1
+    b.stats.busy_ns += can_most_bits(f) * c.bit_ns
     return True
 
 
@@ -537,10 +539,7 @@ cdef object _fill_sent(CanCtx* c, list sent):
 # ---------------------------------------------------------------- Python's handle
 
 cdef class CanScan(BusPort):
-    """One CAN bus of the plan, ready for the engine: CanScan(table), table a hal.canplan.CanTable.
-
-    Raises ValueError for a table that is not of one piece.
-    """
+    """One CAN bus of the plan, ready for the engine: CanScan(table), table a hal.canplan.CanTable. Raises ValueError for one not of one piece."""
 
     def __cinit__(self, table):
         memset(&self.c, 0, sizeof(CanCtx))

@@ -133,7 +133,7 @@ cdef void rtu_sent(RtuMaster* m, int64_t now_ns, int64_t turnaround_ns, int64_t 
     m.junk = 0
     m.exception = 0
     m.tx_ns = now_ns
-    m.tx_end_ns = now_ns + m.tx_len * m.char_ns
+    m.tx_end_ns = now_ns + m.lead_ns + m.tx_len * m.char_ns
     m.nominal_ns = m.tx_end_ns + m.t35_ns + turnaround_ns + m.ask.len * m.char_ns + m.path_ns
     m.ready_ns = m.tx_end_ns + m.t35_ns
     m.deadline_ns = deadline_ns
@@ -470,7 +470,7 @@ cdef void rtu_abort(RtuMaster* m, int64_t now_ns) noexcept nogil:
     m.deadline_ns = INT64_MAX
     if not m.mbap:
         m.rx_len = 0
-    m.ready_ns = now_ns + m.tx_len * m.char_ns + m.t35_ns
+    m.ready_ns = now_ns + m.lead_ns + m.tx_len * m.char_ns + m.t35_ns
 
 
 cdef void rtu_reset(RtuMaster* m, int64_t now_ns) noexcept nogil:

@@ -110,6 +110,11 @@ cdef class ScanBench:
         if reset is not None:
             self.inp.reset = reset
 
+    def turned(self, int k, int bin, int n):
+        """As if device k had answered n times with that turnaround (a bin of DeviceStats.turn)."""
+        self.devices[k].turn[bin] += n
+        self.devices[k].turn_n += n
+
     def bus(self, int k):
         return self.stats[k]
 

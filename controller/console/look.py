@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from _core import image as core
-from controller import explain, operate, status, topdata
+from controller import build, explain, operate, status, topdata, wires
 from controller.clock import utc
 from controller.console import top, trend
 from controller.console.commands import Command
@@ -227,8 +227,9 @@ def _bounds(row: dict[str, Any], image: Any) -> Iterable[str]:
 
 
 def show_buses(ctx: Context, words: list[str]) -> Iterable[str]:
-    """Each bus: its port and its counters."""
-    _, image, site = ctx.running()
+    """Each bus: its port and its counters; its wire and its devices as measured, beside the plan."""
+    instance, image, site = ctx.running()
+    got = wires.collect(image, site, (instance.plan or {}).get("wires"))
     total = (
         "transactions",
         "timeouts",
@@ -248,6 +249,10 @@ def show_buses(ctx: Context, words: list[str]) -> Iterable[str]:
         bad = row["timeouts"] + row["crc_errors"] + row["short_frames"] + row["wrong_unit"]
         share = f"{100 * bad / row['transactions']:.3f} % bad" if row["transactions"] else "nothing sent yet"
         yield f"    {share}: " + ", ".join(f"{row[key]} {key.replace('_', ' ')}" for key in total if row[key] or key == "transactions")
+        told = [(d, wires.device_line(r)) for d, r in got["devices"].items() if r["bus"] == bus.name]
+        yield from (f"    {text}" for text in [wires.bus_line(got["buses"][bus.name]), *(f"{d}: {t}" for d, t in told if t)] if text)
+    yield from filter(None, [wires.meter_line(got)])
+    yield from (f"WARNING {text}" for text in wires.warnings(got, site) + build.held_notes(site))
 
 
 def show_devices(ctx: Context, words: list[str]) -> Iterable[str]:
