@@ -29,7 +29,7 @@ from controller.clock import Clock, RealClock
 from controller.lines import LineServer, refusal
 from controller.process import EXIT_FAILED, die_with_parent, keep_messages, say
 from controller.shelves.table import ROW, Slot, Table, slots
-from hal import wire
+from hal import adapter, wire
 from hal.shelf import Block, Value
 from hal.wiretime import Line, WireTime, answer_chars, request_chars
 
@@ -243,7 +243,7 @@ class Port:
     def _open(self) -> int:
         shelf = self.reader.members[0].slot.shelf
         fd = wire.open_port(self.path, shelf.baud, shelf.parity, shelf.stop_bits)
-        wire.low_latency(fd)
+        adapter.tune(self.path, fd)
         return fd
 
     def _go_round(self, fd: int) -> None:
