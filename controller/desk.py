@@ -25,7 +25,7 @@ from controller.instance import Instance, InstanceError
 from controller.lines import Reply, plain, refusal
 from controller.problems import Problem, SiteError
 from controller.settings import LIVE, RESTART, SETTINGS, START, Value, in_unit, row_of
-from controller.site import VIRTUAL, Site, Source
+from controller.site import VIRTUALS, Site, Source
 from controller.sitefile import SiteFileError
 from controller.virtual import Plant
 
@@ -234,8 +234,8 @@ class Desk:
             sitefile.create(path, text)
         except FileExistsError:
             raise Refused("there is a file already", "give another name, or remove it first", "path", str(path)) from None
-        except (OSError, ValueError) as e:
-            raise Refused(f"cannot be written: {getattr(e, 'strerror', None) or e}", "give another path", "path", str(path)) from None
+        except OSError as e:
+            raise Refused(f"cannot be written: {e.strerror or e}", "give another path", "path", str(path)) from None
         self.host.note(who, "settings save", None, f"settings in force into {path}")
         return {"ok": True, "path": str(path), "trial": self.trial is not None}
 
@@ -279,7 +279,7 @@ class Desk:
             self.host.note("ballast", "settings return", None, text)
         if self._taking is not None:
             revision, by_ns = self._taking
-            if int(getattr(self.host.image, "site_rev", revision)) >= revision or not self.host.ready():
+            if int(self.host.image.site_rev) >= revision or not self.host.ready():
                 self._taking = None  # a control that starts again reads them itself
             elif now_ns >= by_ns:
                 refused = self.host.restart("control", "the kernel did not take the new settings")
@@ -319,9 +319,9 @@ class Desk:
         return self.trial
 
     def _how(self, keys: Mapping[str, Any]) -> str:
-        """Live where every key is, the image takes it and control is there to take it; else control starts again."""
+        """Live where every key is, and control is there to take it; else control starts again."""
         live = all(row is None or row.how != RESTART for row in map(row_of, keys))
-        return LIVE if live and hasattr(self.host.image, "update_site") and self.host.ready() else RESTART
+        return LIVE if live and self.host.ready() else RESTART
 
     def _checked(self, typed: Mapping[str, Any], before: Site) -> Site:
         """The site with these changes, by the path of a site file. Raises SiteError."""
@@ -348,7 +348,7 @@ class Desk:
         if row is not None and key not in SETTINGS and self.host.site.virtual:
             why = "the virtual cabinet was built with its buses and devices"
             return Problem(file, key, value, why, f"end `ballast run`, and start it with --set {key}={value}")
-        if row is not None and key.startswith("bus.") and value == VIRTUAL:
+        if row is not None and key.startswith("bus.") and value in VIRTUALS:
             return Problem(file, key, value, "the virtual cabinet is started by `ballast run` alone", "start a virtual site beside it")
         by_path = row is not None and key.endswith(".profile") and str(value).endswith(".toml")
         if by_path and not (Path(self.host.site.file).parent / str(value)).is_file():  # a FIFO would hold the parent for ever

@@ -25,6 +25,7 @@ BUILTIN = Path(__file__).with_name("builtin.toml")
 VIRTUAL = "virtual"
 VIRTUAL_CAN = "virtual-can"
 VIRTUAL_TCP = tcp.VIRTUAL
+VIRTUALS = (VIRTUAL, VIRTUAL_TCP, VIRTUAL_CAN)  # ports that are the virtual cabinet's
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
@@ -68,7 +69,7 @@ class Bus:
     @property
     def virtual(self) -> bool:
         """True where the virtual cabinet is behind it."""
-        return self.port in (VIRTUAL, VIRTUAL_TCP, VIRTUAL_CAN)
+        return self.port in VIRTUALS
 
     @property
     def foreign(self) -> tuple[str, ...]:
