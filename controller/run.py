@@ -77,6 +77,7 @@ class Parent:
         self.image = core.ProcessImage.create()
         self.stopping = 0
         self.stop_ns = 0
+        self.told = False  # a control that has not taken the image was asked to leave
         self.code = EXIT_OK
         self.figures: dict[str, Any] | None = None  # engine statistics at the end of --for
         self.began_ns: int | None = None
@@ -191,8 +192,7 @@ class Parent:
                 if why := child.start_again():
                     say("ballast", why)
                 self._tell()
-        self._bound_stop(now_ns)
-        return True
+        return self._bound_stop(now_ns)
 
     def _control_ended(self, code: int) -> bool:
         """What follows from control's end: the end of the run, or a restart (True)."""
@@ -305,14 +305,21 @@ class Parent:
         if self.control.pid == 0 or int(self.image.head) == 0:
             self.control.send(signal.SIGTERM)  # still starting: it waits for a device, not for the image
 
-    def _bound_stop(self, now_ns: int) -> None:
+    def _bound_stop(self, now_ns: int) -> bool:
+        """A stop ends in a bounded time. False when there is no control left to wait for."""
         if not self.stopping:
-            return
+            return True
         for_s = (now_ns - self.stop_ns) / 1e9
         if for_s > RAMP_S + 2 * LEAVE_S:
             self.control.send(signal.SIGKILL)
-        elif for_s > RAMP_S:
+            return self.control.pid != 0  # 0: the system has had no process to give for it
+        if for_s > RAMP_S:
             self.image.request_stop(3)
+        if not self.ready() and not self.told and (for_s > LEAVE_S or self.stopping > 2):
+            # It was started again and waits for a device, not for the image; usually it is back within LEAVE_S, and ramps down.
+            self.control.send(signal.SIGTERM)
+            self.told = self.control.pid != 0
+        return True
 
     def _signals(self) -> None:
         """SIGTERM and SIGINT raise the level by one each; the second means 0 now."""

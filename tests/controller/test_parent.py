@@ -140,6 +140,36 @@ def test_nobody_is_killed_while_the_site_ramps_down(parent: Parent) -> None:
     assert parent.control.sent == [signal.SIGKILL] and on_disk(parent) == before  # type: ignore[attr-defined]
 
 
+def test_a_stop_does_not_wait_for_a_control_that_waits_for_a_device(parent: Parent) -> None:
+    """It was started again and has not come to its first tick; the image has ticks of the one before."""
+    parent.image.head = 500
+    parent.image.set_control_pid(10)
+    parent.stop(1)
+    began_ns, sent = parent.clock.monotonic_ns(), parent.control.sent  # type: ignore[attr-defined]
+    assert parent._bound_stop(began_ns + 4 * SECOND) and sent == [], "it may come yet, and ramps down"
+    for at_s in (6, 7, 60):
+        assert parent._bound_stop(began_ns + at_s * SECOND) and sent == [signal.SIGTERM], "once"
+    assert parent._bound_stop(began_ns + 81 * SECOND) and sent[-1] == signal.SIGKILL
+    parent.control.pid = 0  # type: ignore[misc]
+    assert not parent._bound_stop(began_ns + 81 * SECOND), "the system has none to give"
+
+
+def test_a_control_that_ramps_down_has_its_minute(parent: Parent) -> None:
+    parent.image.head = 500
+    parent.stop(1)
+    began_ns, sent = parent.clock.monotonic_ns(), parent.control.sent  # type: ignore[attr-defined]
+    assert parent._bound_stop(began_ns + 69 * SECOND) and sent == [] and int(parent.image.stop) == 1
+    assert parent._bound_stop(began_ns + 71 * SECOND) and sent == [] and int(parent.image.stop) == 3
+    assert parent._bound_stop(began_ns + 81 * SECOND) and sent == [signal.SIGKILL]
+
+
+def test_a_third_signal_waits_for_nobody(parent: Parent) -> None:
+    parent.image.head = 500
+    parent.image.set_control_pid(10)
+    parent.stop(3)
+    assert parent._bound_stop(parent.clock.monotonic_ns()) and parent.control.sent == [signal.SIGTERM]  # type: ignore[attr-defined]
+
+
 def test_a_control_that_a_trial_s_settings_refuse_ends_no_run(parent: Parent) -> None:
     answers: list[dict[str, Any]] = []
     parent.desk.handle({"do": "try", "who": "kim", "changes": {"pcs.tau_s": 0.004}}, answers.append)
