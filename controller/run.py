@@ -21,10 +21,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from _core import image as core
-from controller import build, instance, operate, status, summary
+from controller import build, instance, operate, outlet, status, summary
 from controller.clock import Clock, RealClock
 from controller.desk import DESK_NAME, REFUSED, Desk, apply_live
 from controller.inforce import InForce
@@ -339,25 +339,26 @@ class Parent:
             signal.signal(signum, lambda *_: None)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for the children: a freeze asked of a supervisor that starts must not end it
         signal.set_wakeup_fd(self.wake_w, warn_on_full_buffer=False)
-        live = sys.stdout.isatty() and not self.options.quiet
+        screen = outlet.Screen(sys.stdout.fileno()) if sys.stdout.isatty() and not self.options.quiet else None
         log_path = self.directory / "log"
         try:
             with contextlib.ExitStack() as stack:
-                if live:
+                if screen is not None:
                     # The picture owns the terminal; what children say is kept beside it and shown if the run fails.
                     self.log = stack.enter_context(open(log_path, "wb"))
                 # Before the first picture: a refusal at start belongs on the plain terminal.
                 going = self.start() and self._wait_for_first_tick()
-                show = stack.enter_context(_live(self)) if live and going else _lines(self)
+                show = stack.enter_context(_live(self, screen)) if screen is not None and going else _lines(self)
                 while going and self._look_after():
                     self._wait()
                     self._check_duration()
                     show()
         finally:
             self._end()
-        if live:
+        if screen is not None:
             # What the picture had hidden: the log where something failed, else how it ended.
-            sys.stderr.write(log_path.read_text(errors="replace")[-4000:] if self.code else self.last_line + "\n")
+            screen.write(log_path.read_text(errors="replace")[-4000:] if self.code else self.last_line + "\n")
+            screen.part()
         if self.code == EXIT_OK and self.options.out is not None:
             try:
                 self._summarise()
@@ -508,26 +509,29 @@ def _lines(parent: Parent) -> Callable[[], None]:
         if now_ns < due_ns or parent.options.quiet:
             return
         due_ns = now_ns + int(STATUS_S * 1e9)
-        with contextlib.suppress(OSError):  # a full disk or a closed pipe is no reason to stop a site
-            print(status.line(status.collect(parent.instance, parent.site, parent.image, parent.clock)), flush=True)
+        line = status.line(status.collect(parent.instance, parent.site, parent.image, parent.clock))
+        with contextlib.suppress(OSError, ValueError):  # a full disk or a closed pipe is no reason to stop a site
+            outlet.put(sys.stdout.fileno(), f"{line}\n".encode())
 
     return show
 
 
 @contextlib.contextmanager
-def _live(parent: Parent) -> Any:
-    """On a terminal: the picture of `ballast top`."""
+def _live(parent: Parent, screen: outlet.Screen) -> Any:
+    """On a terminal: the picture of `ballast top`. Where the terminal does not take it (Ctrl-S), the next ones are left out."""
+    from rich.console import Console
+
     from controller.top import REFRESH_S, View
     from controller.topdata import Source
 
     source = Source(parent.image, parent.site, parent.instance)
     due_ns = 0
-    with View() as view:
+    with View(Console(file=cast(IO[str], screen))) as view:
 
         def show() -> None:
             nonlocal due_ns
             now_ns = parent.clock.monotonic_ns()
-            if now_ns >= due_ns:
+            if now_ns >= due_ns and screen.ready():
                 due_ns = now_ns + int(REFRESH_S * 1e9)
                 source.site = parent.site
                 view.draw(source.snapshot(now_ns))
