@@ -18,7 +18,7 @@ import pytest
 from _core.image import ProcessImage
 
 from _core import image as core
-from controller import build, control, instance
+from controller import build, control, instance, outlet
 from controller import site as sites
 from controller.clock import ManualClock
 from controller.control import Helper, StopRequest
@@ -204,12 +204,12 @@ def test_a_child_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monke
 
 
 def test_a_line_that_cannot_be_written_is_lost_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = open("/dev/full", "w")  # noqa: SIM115
-    monkeypatch.setattr(sys, "stderr", full)
-    say("control", "bus a: port is gone")
-    monkeypatch.undo()
-    with pytest.raises(OSError):
-        full.close()
+    with open("/dev/full", "w") as full:
+        with pytest.raises(OSError, match="No space left"):
+            outlet.put(full.fileno(), b"bus a")
+        monkeypatch.setattr(sys, "stderr", full)
+        say("control", "bus a: port is gone")
+        monkeypatch.undo()
 
 
 def test_two_writers_of_one_slot_wait_for_each_other(tmp_path: Path) -> None:
