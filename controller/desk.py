@@ -23,9 +23,10 @@ from controller import site as sites
 from controller.clock import Clock
 from controller.instance import Instance, InstanceError
 from controller.lines import Reply, plain, refusal
+from controller.ports import VIRTUALS
 from controller.problems import Problem, SiteError
-from controller.settings import LIVE, RESTART, SETTINGS, START, Value, in_unit, row_of
-from controller.site import VIRTUALS, Site, Source
+from controller.settings import BUS, LIVE, RESTART, SETTINGS, START, Value, in_unit, row_of
+from controller.site import Site, Source
 from controller.sitefile import SiteFileError
 from controller.virtual import Plant
 
@@ -202,7 +203,7 @@ class Desk:
         who, trial = _who(request), self._pending(request)
         self.host.note(who, "settings confirm", None, f"{_words(trial.changes)}; tried by {trial.who}")
         self.host.keep()
-        self.kept |= trial.typed
+        self.kept = _after(self.kept, trial.typed)
         self.trial = None
         return {"ok": True, "id": trial.number, "changes": trial.changes} | self._write(trial)
 
@@ -329,7 +330,7 @@ class Desk:
         asked = {key: value for key, value in typed.items() if key not in {p.key for p in problems}}
         try:
             source = self.source
-            site = build.load_site(source.path, source.sets, lambda: before.plant, text=source.text, changes=self.kept | asked)
+            site = build.load_site(source.path, source.sets, lambda: before.plant, text=source.text, changes=_after(self.kept, asked))
             if not problems:
                 build.plan(site)
                 changed = [bus for bus in site.buses if bus.port not in {b.port for b in before.buses}]
@@ -372,9 +373,7 @@ class Desk:
                 note = f"the file was edited meanwhile: {words}. It is left as it is; {stays}. Write what you want into it by hand"
                 return {"written": None, "conflicts": conflicts, "note": note}
             values = {key: self.host.site.flat()[key] for key in trial.typed}
-            new = sitefile.edited(text, values)
-            others = [s for s in self.source.sets if s.partition("=")[0].strip() not in values]
-            build.load_site(self.source.path, others, lambda: self.host.site.plant, text=new)
+            new = self._edited(text, values)
             backup = sitefile.write(Path(self.source.path), text, new)
         except (SiteError, SiteFileError, OSError) as e:
             return {"written": None, "note": f"the file is not written: {e}. {stays[0].upper()}{stays[1:]}"}
@@ -384,6 +383,16 @@ class Desk:
         again = f" The next start with --set {' --set '.join(outranked)} would outrank it." if outranked else ""
         return {"written": self._file(), "backup": str(backup), "note": f"written; the old file is {backup}.{edits}{again}"}
 
+    def _edited(self, text: str, values: Mapping[str, Value]) -> str:
+        """The file with these values, which loads. Raises SiteError, SiteFileError."""
+        others = [s for s in self.source.sets if s.partition("=")[0].strip() not in values]
+        new = sitefile.edited(text, values)
+        stands, flat = build.load_site(self.source.path, others, lambda: self.host.site.plant, text=new).flat(), self.host.site.flat()
+        # A bus that is a line again: what it had as a line this run still knows, and the file has lost it to another kind of port.
+        given, buses = walk.given(sites.parse(new, self._file())), [key[:-4] for key in values if row_of(key) is BUS["port"]]
+        lost = {k: v for k, v in flat.items() if k.startswith(tuple(buses)) and k not in given and stands.get(k) != v}
+        return sitefile.edited(text, {**values, **lost}) if lost else new
+
     def _conflicts(self, text: str, trial: Trial) -> dict[str, list[Any]]:
         """Confirmed keys that somebody has changed in the file since this run read it, to something else: {key: [then, now]}."""
         if text == self.file_text:
@@ -391,6 +400,11 @@ class Desk:
         then, now = (walk.given(sites.parse(one, self._file())) for one in (self.file_text, text))
         edited = [key for key in trial.typed if then.get(key) != now.get(key) != trial.changes[key][1]]
         return {key: [plain(then.get(key)), plain(now.get(key))] for key in edited}
+
+
+def _after(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, in the order in which they came: a port takes its bus's line settings with it, and later ones stay."""
+    return {key: value for key, value in before.items() if key not in changes} | dict(changes)
 
 
 # ---------------------------------------------------------------- what a request may hold

@@ -123,14 +123,13 @@ BUS = {
     for row in (
         Setting("name", None, 1, 20, "", "short name, used by devices and records", "str", needed=True, how=START),
         Setting("port", "virtual", 1, 200, "", _PORT_TEXT, "str", how=RESTART),
-        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed; serial ports only", "int", how=RESTART),
+        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed; serial ports and slcan adapters only", "int", how=RESTART),
         Setting("parity", "E", 1, 1, "", "E, O or N; serial ports only", "str", how=RESTART),
         Setting("stop_bits", 1, 1, 2, "", "1 or 2; serial ports only", "int", how=RESTART),
         Setting("latency_ms", 1.0, 0.05, 1000, "ms", _LATENCY_TEXT, how=RESTART),
         Setting("bitrate", 500_000, 10_000, 1_000_000, "bit/s", _BITRATE_TEXT, "int", how=RESTART),
     )
 }
-SERIAL_KEYS, TCP_KEYS = ("baud", "parity", "stop_bits"), ("latency_ms",)  # of [[bus]], which the other kind has not
 DEVICE = {
     row.key: row
     for row in (

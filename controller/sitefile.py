@@ -15,7 +15,7 @@ import tomlkit
 
 from controller import disk, walk
 from controller.settings import BUS, DEVICE, SECTIONS, SETTINGS, Setting, Value, range_text
-from controller.site import ScheduleRow, Site
+from controller.site import Bus, ScheduleRow, Site
 
 NAME_WIDTH = 32  # of `key = value` in a complete file: comments begin in one column
 
@@ -33,6 +33,8 @@ def edited(text: str, changes: Mapping[str, Value]) -> str:
         for key, value in changes.items():
             table, name = _place(doc, key)
             _put(table, name, value)
+            for left in walk.left_behind(key, value):
+                table.pop(left, None)
         new = tomlkit.dumps(doc)
         wanted, got = tomllib.loads(text), tomllib.loads(new)
     except SiteFileError:
@@ -136,7 +138,7 @@ def whole(site: Site, directory: Path | None = None) -> str:
     for array, known, found in (("bus", BUS, site.buses), ("device", DEVICE, site.devices)):
         for i, row in enumerate(found):
             lines += ["", f"[[{array}]]"]
-            values = {name: getattr(row, name) for name in known if name not in getattr(row, "foreign", ())}
+            values = {name: getattr(row, name) for name in known if not isinstance(row, Bus) or name not in row.foreign}
             if array == "device":
                 values["profile"] = _profile(site, str(values["profile"]), directory)
             given = {name: value for name, value in values.items() if value is not None}

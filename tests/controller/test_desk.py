@@ -17,9 +17,10 @@ from controller import site as sites
 from controller.clock import ManualClock
 from controller.desk import Desk, apply_live
 from controller.instance import Instance, InstanceError
+from controller.ports import VIRTUALS
 from controller.problems import Problem, SiteError
 from controller.settings import DEVICE, SETTINGS, row_of
-from controller.site import VIRTUALS, Site, Source
+from controller.site import Site, Source
 
 SECOND = 1_000_000_000
 LIMIT = "grid.import_limit_w"
@@ -423,6 +424,24 @@ def test_a_confirmed_value_is_in_the_file_and_in_the_next_start(tmp_path: Path) 
     second = confirmed(bench, {LIMIT: 430e3})
     assert second["written"] and Path(second["backup"]).read_text().count("440000.0") == 1
     assert bench.host.site.num("control.soc_time_s") == 600.0, "what was confirmed before stays"
+
+
+def test_a_line_that_becomes_a_connection_and_a_line_again_is_written_whole(tmp_path: Path) -> None:
+    path = real_site(tmp_path)
+    path.write_text(path.read_text().replace("baud = 460800", "baud = 921600").replace('parity = "E"', 'parity = "E"  # even', 1))
+    bench, before = Bench(path), path.read_text()
+    line = bench.host.site.flat()
+    got = confirmed(bench, {"bus.a.port": "tcp://192.0.2.7", "bus.a.latency_ms": 2.0})
+    assert got["written"] == str(path), got
+    assert build.load_site(path, [], lambda: []).flat() == bench.host.site.flat()
+    assert path.read_text().count("921600") == 1 and "latency_ms = 2.0" in path.read_text(), "bus b is as it was"
+    bench.wait(6)
+    assert confirmed(bench, {"bus.a.latency_ms": 3.0})["written"] == str(path)
+    bench.wait(6)
+    got = confirmed(bench, {"bus.a.port": line["bus.a.port"]})
+    assert got["written"] == str(path), got
+    assert build.load_site(path, [], lambda: []).flat() == bench.host.site.flat() == line
+    assert before.count("921600") == path.read_text().count("921600") == 2 and "latency_ms" not in path.read_text()
 
 
 def test_the_file_is_not_touched_before_confirmation(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from controller import build, sitefile, walk
 from controller import site as sites
-from controller.settings import BUS, DEVICE, SETTINGS, TCP_KEYS, row_of
+from controller.ports import KEYS, SERIAL
+from controller.settings import BUS, DEVICE, SETTINGS, row_of
 from controller.sitefile import SiteFileError, edited
 
 GOOD = sites.BUILTIN.read_text()
@@ -21,7 +22,7 @@ NUMBERS = sorted(key for key, row in SETTINGS.items() if row.kind == "float")
 
 def test_every_key_has_a_row_and_says_how_it_changes() -> None:
     flat = build.load_site(None, [], lambda: []).flat()
-    assert len(flat) == len(SETTINGS) + 2 * (len(BUS) - len(TCP_KEYS)) + 3 * len(DEVICE), "a serial bus has no keys of TCP"
+    assert len(flat) == len(SETTINGS) + 2 * (2 + len(KEYS[SERIAL])) + 3 * len(DEVICE), "a serial bus has no keys of TCP or CAN"
     for key in flat:
         row = row_of(key)
         assert row is not None and row.how in ("live", "restart", "start"), key
