@@ -41,8 +41,8 @@ REFUSED = (SiteError, ValueError, ImageError, OSError)  # why settings are not t
 
 
 class Host(Protocol):
-    """What the desk asks of the parent. `take` is all or nothing and raises one of REFUSED; `give_back` always ends in the
-    settings before.
+    """What the desk asks of the parent. `take` is all or nothing, and raises one of REFUSED where settings cannot be taken;
+    `give_back` always ends in the settings before.
     """
 
     site: Site
@@ -189,9 +189,9 @@ class Desk:
         self.host.note(who, "settings try", seconds, f"{text}; {how}, for {seconds:g} s unless confirmed")
         try:
             self._took(self.host.take(site, how), how)
-        except REFUSED as e:
+        except Exception as e:  # `take` is all or nothing, whatever went wrong in it
             self.host.note(who, "settings try", None, _cut(f"{text}: not taken: {e}"))
-            if isinstance(e, SiteError):
+            if isinstance(e, SiteError) or not isinstance(e, REFUSED):
                 raise
             raise Refused(f"not taken: {e}", "everything is as it was", "changes") from None
         until_ns = self.host.clock.monotonic_ns() + int(seconds * 1e9)

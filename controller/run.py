@@ -232,7 +232,7 @@ class Parent:
         self.files.commit()  # before the engine has it: what fails here has changed nothing
         try:
             revision = apply_live(self.image, site) if how == LIVE else 0
-        except REFUSED:
+        except BaseException:  # also what nobody has thought of: the files never say what the engine has not
             self.files.back(self.site)
             raise
         self.plan_before = self.plan
@@ -248,7 +248,7 @@ class Parent:
                 if not self.ready():
                     raise ValueError("control is starting")
                 revision = apply_live(self.image, site)
-            except REFUSED as e:
+            except Exception as e:  # whatever it is: they come back
                 say("ballast", f"the old settings come back with a new control: {e}")
                 how = RESTART
         self._in_force(site, self.plan_before, how)  # not made anew: that reads profiles, which somebody may be editing

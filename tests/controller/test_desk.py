@@ -263,6 +263,14 @@ def test_a_refusal_of_the_image_leaves_everything_as_it_was() -> None:
     assert bench.try_({LIMIT: 440e3})["problems"][0]["why"] == "why"
 
 
+def test_what_nobody_has_thought_of_is_in_the_trail_and_changes_nothing() -> None:
+    bench = Bench()
+    bench.host.fails = KeyError("odd")
+    with pytest.raises(KeyError):  # controller.lines answers for it
+        bench.try_({LIMIT: 440e3})
+    assert bench.desk.trial is None and "not taken: 'odd'" in bench.host.trail[-1][2]
+
+
 def test_the_end_of_the_run_is_in_the_trail() -> None:
     bench = Bench()
     bench.try_({LIMIT: 440e3})

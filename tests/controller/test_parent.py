@@ -42,14 +42,14 @@ class LiveImage:
     """The real image, which takes struct Site while it runs, or refuses."""
 
     def __init__(self, image: Any) -> None:
-        self.image, self.given, self.refuses = image, [], False  # type: ignore[var-annotated]
+        self.image, self.given, self.refuses = image, [], None  # type: ignore[var-annotated]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.image, name)
 
     def update_site(self, values: dict[str, float]) -> int:
-        if self.refuses:
-            raise ValueError("two values contradict each other")
+        if self.refuses is not None:
+            raise self.refuses
         self.given.append(values)
         return len(self.given)
 
@@ -91,18 +91,21 @@ def test_live_settings_reach_the_engine_and_the_supervisor_s_file(parent: Parent
     assert not parent.control.sent  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("how", ["image", "disk"])
-def test_a_refusal_changes_nothing(parent: Parent, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+CONTRADICTION = ValueError("two values contradict each other")
+
+
+@pytest.mark.parametrize("why", [CONTRADICTION, KeyError("nobody has thought of it"), KeyboardInterrupt(), None])
+def test_a_refusal_changes_nothing(parent: Parent, why: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image's, or (None) that of a disk which is full."""
     before = parent.site
 
     def full(self: Path, *_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    if how == "image":
-        parent.image.refuses = True
-    else:
+    parent.image.refuses = why
+    if why is None:
         monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises((ValueError, OSError)):
+    with pytest.raises(type(why) if why is not None else OSError):
         parent.take(other(f"{LIMIT}=440000"), "live")
     monkeypatch.undo()
     assert on_disk(parent) == before == parent.site and not parent.image.given
@@ -120,12 +123,12 @@ def test_other_settings_come_with_a_control_that_is_killed_and_at_once_started_a
     assert parent.control.sent == [signal.SIGKILL] * 2 and on_disk(parent) == before  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("why", ["refused", "starting"])
-def test_what_cannot_come_back_in_place_comes_back_with_a_new_control(parent: Parent, why: str) -> None:
+@pytest.mark.parametrize("why", [CONTRADICTION, KeyError("nobody has thought of it"), "starting"])
+def test_what_cannot_come_back_in_place_comes_back_with_a_new_control(parent: Parent, why: Any) -> None:
     before = parent.site
     parent.take(other(f"{LIMIT}=440000"), "live")
-    if why == "refused":
-        parent.image.refuses = True
+    if why != "starting":
+        parent.image.refuses = why
     else:
         parent.image.set_control_pid(10)  # it has read the trial's settings, and not yet handed them over
     assert parent.give_back(before, "live") == 0
