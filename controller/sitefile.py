@@ -80,17 +80,21 @@ def write(path: Path, before: str, new: str) -> Path:
     """
     real = Path(os.path.realpath(path))
     old = before.encode("utf-8")
-    if real.read_bytes() != old:
-        raise SiteFileError("it was changed this very moment; try again")
+    _unchanged(real, old)
     backup = real.with_name(real.name + ".bak")
     _replace(backup, old, real)
-    _replace(real, new.encode("utf-8"), real)
+    _replace(real, new.encode("utf-8"), real, old)
     disk.sync_directory(real.parent)
     return backup
 
 
-def _replace(target: Path, data: bytes, like: Path) -> None:
-    """Temporary file, fsync, rename; mode and owner as those of `like`."""
+def _unchanged(path: Path, old: bytes) -> None:
+    if path.read_bytes() != old:
+        raise SiteFileError("it was changed this very moment; try again")
+
+
+def _replace(target: Path, data: bytes, like: Path, old: bytes | None = None) -> None:
+    """Temporary file, fsync, rename; mode and owner as those of `like`. `old`: what the target has to hold at the last moment."""
     wanted = like.stat()
     new = target.with_name(f".{target.name}.new")
     new.unlink(missing_ok=True)
@@ -101,6 +105,8 @@ def _replace(target: Path, data: bytes, like: Path) -> None:
             os.fchown(fd, wanted.st_uid, wanted.st_gid)
         os.fchmod(fd, wanted.st_mode & 0o777)
         os.fsync(fd)
+        if old is not None:
+            _unchanged(target, old)
         new.replace(target)
     except BaseException:
         new.unlink(missing_ok=True)
@@ -115,6 +121,7 @@ def create(path: Path, text: str) -> None:
     try:
         disk.write_all(fd, text.encode("utf-8"))
         os.fsync(fd)
+        disk.sync_directory(path.parent)
     except BaseException:
         path.unlink(missing_ok=True)
         raise

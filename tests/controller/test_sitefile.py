@@ -136,6 +136,34 @@ def test_a_file_that_was_edited_meanwhile_is_not_overwritten(tmp_path: Path) -> 
     assert path.read_text() == GOOD + "# mine\n" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_an_edit_while_the_backup_is_written_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editor saves between the two files, or while the second one goes to the disk."""
+    path, real = tmp_path / "site.toml", os.fsync
+    for at in (1, 2):
+        path.write_text(GOOD)
+        synced: list[int] = []
+
+        def slow(fd: int, at: int = at, synced: list[int] = synced) -> None:
+            real(fd)
+            synced.append(fd)
+            if len(synced) == at:
+                path.write_text(GOOD + "# mine\n")
+
+        monkeypatch.setattr(os, "fsync", slow)
+        with pytest.raises(SiteFileError, match="changed"):
+            sitefile.write(path, GOOD, "x = 1\n")
+        monkeypatch.undo()
+        assert path.read_text() == GOOD + "# mine\n" and sorted(p.name for p in tmp_path.iterdir()) == ["site.toml", "site.toml.bak"]
+
+
+def test_a_new_file_s_name_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[os.stat_result] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd)), real(fd))[1])
+    sitefile.create(tmp_path / "new.toml", GOOD)
+    assert [s.st_ino for s in synced] == [(tmp_path / "new.toml").stat().st_ino, tmp_path.stat().st_ino], "after the file"
+
+
 def test_a_disk_that_takes_nothing_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "site.toml"
     path.write_text(GOOD)
