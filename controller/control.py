@@ -193,7 +193,7 @@ class Helper:
     engine: Any
     ports: dict[str, str]
     clock: Clock
-    buses: Sequence[int] = ()  # empty: all
+    buses: Sequence[int]
     new: set[int] = field(default_factory=set)
     stop: threading.Event = field(default_factory=threading.Event)
     away: dict[int, Away] = field(default_factory=dict)
@@ -201,7 +201,7 @@ class Helper:
     def run(self) -> None:
         """The thread's work, until `stop`."""
         while True:
-            for i in self.buses or range(len(self.site.buses)):
+            for i in self.buses:
                 self.look(i)
             if self.stop.wait(HELPER_PERIOD_S):
                 return

@@ -25,13 +25,12 @@ from controller.instance import Instance, InstanceError
 from controller.lines import Reply, plain, refusal
 from controller.ports import VIRTUALS
 from controller.problems import Problem, SiteError
-from controller.settings import BUS, LIVE, RESTART, SETTINGS, START, Value, in_unit, row_of
+from controller.settings import BUS, LIVE, RESTART, SETTINGS, START, TRY_MAX_S, TRY_MIN_S, TRY_S, Value, in_unit, row_of
 from controller.site import Site, Source
 from controller.sitefile import SiteFileError
 from controller.virtual import Plant
 
 DESK_NAME = "desk"  # the socket, in the runtime directory
-TRY_S, TRY_MIN_S, TRY_MAX_S = 60.0, 5.0, 600.0
 MAX_CHANGES = 64
 MAX_KEY, MAX_TEXT, MAX_WHO = 80, 300, 160
 APART_S = 5.0  # between two trials that start control again: asking again and again must not keep it from working
@@ -205,7 +204,8 @@ class Desk:
         self.host.keep()
         self.kept = _after(self.kept, trial.typed)
         self.trial = None
-        return {"ok": True, "id": trial.number, "changes": trial.changes} | self._write(trial)
+        file = None if self.source.path is None else self._file()
+        return {"ok": True, "id": trial.number, "changes": trial.changes, "file": file} | self._write(trial)
 
     def _back(self, request: Mapping[str, Any]) -> dict[str, Any]:
         who, trial = _who(request), self._pending(request)

@@ -24,6 +24,7 @@ HOW = {
     RESTART: "control is started again, and adopts the live PCS without a bump",
     START: "read when `ballast run` starts",
 }
+TRY_S, TRY_MIN_S, TRY_MAX_S = 60.0, 5.0, 600.0  # how long a setting is tried before it goes back by itself
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def test_a_loose_plug_does_not_fill_the_log(monkeypatch: pytest.MonkeyPatch, cap
     clock, engine, closed, opened = ManualClock(1_000_000_000), FakeEngine(), [], []
     monkeypatch.setattr(build, "open_port", lambda bus, path: opened.append(path) or 100 + len(opened))
     monkeypatch.setattr(build, "close_port", closed.append)
-    helper = Helper(SITE, engine, {"a": "/dev/x", "b": "/dev/y"}, clock)
+    helper = Helper(SITE, engine, {"a": "/dev/x", "b": "/dev/y"}, clock, [0, 1])
     engine.fds = {1: 9}
     for _ in range(400):  # 20 s in which it comes and goes at once
         clock.t_ns += 50_000_000
@@ -111,7 +111,7 @@ def test_a_port_that_somebody_else_has_taken_meanwhile_is_said_once(
 
     clock = ManualClock(1)
     monkeypatch.setattr(build, "open_port", taken)
-    helper = Helper(SITE, FakeEngine(), {}, clock)
+    helper = Helper(SITE, FakeEngine(), {}, clock, [0])
     for _ in range(200):
         clock.t_ns += 50_000_000
         helper.look(0)
