@@ -244,6 +244,25 @@ def supervisor_again(live: Live, pid: int, seconds: float) -> None:
     until(lambda: live.here.supervisor_pid not in (0, pid) and alive(live.here.supervisor_pid), seconds, "another supervisor")
 
 
+def test_an_operator_is_heard_while_the_supervisor_is_dead(hall: Hall) -> None:
+    """Killed, with nobody to start another: the parent is halted."""
+    live, old = hall.live, hall.live.here.supervisor_pid
+    os.kill(live.process.pid, signal.SIGSTOP)
+    try:
+        os.kill(old, signal.SIGKILL)
+        until(lambda: not alive(old), 2)
+        assert live.ballast("hold", "5kW", "--for", "60").returncode == 0
+        until(lambda: live.limit("hold") and live.limit("lease"), 6, "held, also after the lease's end")
+        until(lambda: abs(live.out["p_cmd_w"] - 5e3) < 1, 10)
+        assert live.out["mode"] == core.MODE_GRID and live.here.supervisor_pid == old
+        assert live.ballast("release").returncode == 0
+        until(lambda: not live.limit("hold"), 2)
+    finally:
+        os.kill(live.process.pid, signal.SIGCONT)
+    supervisor_again(live, old, 4.0)
+    until(lambda: not live.limit("lease"), 10, "leases again")
+
+
 def test_a_killed_supervisor_is_back_in_two_seconds(hall: Hall) -> None:
     live, here = hall.live, hall.live.here
     os.kill(here.supervisor_pid, signal.SIGKILL)
