@@ -190,10 +190,11 @@ class Child:
         """Starts it where its time has come; where the system has no process or memory to give: later. Says why not."""
         try:
             self.start()
-        except OSError as e:
+        except (OSError, MemoryError) as e:
             self.started_ns = self.clock.monotonic_ns()
             wait_s = self.plan_restart()
-            return f"{self.name} cannot be started: {e.strerror or e}; trying again in {max(wait_s, self.backoff.first_s):.1f} s"
+            why = (e.strerror if isinstance(e, OSError) else "no memory") or e
+            return f"{self.name} cannot be started: {why}; trying again in {max(wait_s, self.backoff.first_s):.1f} s"
         return ""
 
     def plan_restart(self) -> float:

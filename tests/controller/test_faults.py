@@ -187,9 +187,10 @@ def test_a_stranger_with_the_number_of_a_dead_control_is_no_instance(tmp_path: P
     assert instance.find(None).site == "ghost", "a control that still ramps down is one"
 
 
-def test_a_child_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("why", [OSError(errno.EAGAIN, "Resource temporarily unavailable"), MemoryError()])
+def test_a_child_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch, why: Exception) -> None:
     def none_left(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        raise why
 
     clock = ManualClock(10)
     child = Child("supervisor", ["x"], clock, backoff=Backoff())

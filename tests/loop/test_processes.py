@@ -285,6 +285,39 @@ def test_a_supervisor_without_memory_dies_and_returns(hall: Hall) -> None:
         supervisor_again(live, here.supervisor_pid, 4.0)
 
 
+@contextlib.contextmanager
+def no_more_memory(pid: int) -> Iterator[None]:
+    """The process gets none but what it has, for a while."""
+    before = {what: resource.prlimit(pid, what) for what in (resource.RLIMIT_AS, resource.RLIMIT_DATA)}
+    for what, (_, hard) in before.items():
+        resource.prlimit(pid, what, (1 << 20, hard))
+    try:
+        yield
+    finally:
+        for what, limits in before.items():
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, what, limits)
+
+
+def test_a_control_without_memory_goes_on(hall: Hall) -> None:
+    live, pid = hall.live, hall.live.here.control_pid
+    with no_more_memory(pid):
+        head = int(live.image.head)
+        until(lambda: int(live.image.head) > head + 150, 5, live.text())
+    assert modes(live, head) == {core.MODE_GRID} and live.here.control_pid == pid
+
+
+def test_a_parent_without_memory_starts_its_children_once_there_is_some(hall: Hall) -> None:
+    live, here, head = hall.live, hall.live.here, int(hall.live.image.head)
+    with no_more_memory(live.process.pid):  # and so none for what it starts
+        os.kill(here.supervisor_pid, signal.SIGKILL)
+        until(lambda: live.limit("lease"), 6, "no supervisor")
+        assert live.process.poll() is None and not alive(live.here.supervisor_pid), live.text()
+        assert modes(live, head) == {core.MODE_GRID} and live.here.control_pid == here.control_pid
+    until(lambda: alive(live.here.supervisor_pid) and not live.limit("lease"), 8, "a supervisor")
+    assert live.process.poll() is None and live.here.control_pid == here.control_pid
+
+
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_disk_that_takes_nothing_stops_nobody(hall: Hall, fault: str) -> None:
     if hall.mounted.returncode != 0:
