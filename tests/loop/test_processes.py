@@ -442,12 +442,11 @@ def test_a_killed_parent_ends_in_a_ramp_to_zero_and_no_orphans(hall: Hall) -> No
     live.process.wait()
     until(lambda: live.out["mode"] == core.MODE_STOP, 3)
     assert live.ballast("hold", "0", "--for", "60").returncode == 0, "an operator is heard while control lives"
-    second = Live(hall.tmp, hall.ports, *RAMP)  # waits for the ramp's end
+    hall.live = second = Live(hall.tmp, hall.ports, *RAMP)  # waits for the ramp's end
     gone(pids, 60)
     t, batt = hall.cabinet.power(t_ns)
     down = batt[t < t[np.abs(batt) > 100].max()]
     assert np.abs(down[10:] - down[:-10]).max() <= 0.1 * 10e3 * 1.5 + 100, "by the ramp of 10 kW/s, not at once"
-    hall.live = second
     second.open()
     second.grid(40)
     assert "ramps down first" in second.text()
