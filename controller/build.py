@@ -429,11 +429,6 @@ def limits(site: Site) -> dict[str, float]:
     }
 
 
-def plan_dict(made: Plan) -> Mapping[str, Any]:
-    """The plan as plain data."""
-    return made.to_json()
-
-
 __all__ = [
     "SiteWatch",
     "Transact",

@@ -22,10 +22,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from _core import image as core
-from controller import build, instance, operate, status, summary, wires
+from controller import build, instance, operate, outlet, status, summary, wires
 from controller.clock import Clock, RealClock
 from controller.desk import DESK_NAME, REFUSED, Desk, apply_live
 from controller.inforce import InForce
@@ -78,6 +78,7 @@ class Parent:
         self.image = core.ProcessImage.create()
         self.stopping = 0
         self.stop_ns = 0
+        self.told = False  # a control that has not taken the image was asked to leave
         self.code = EXIT_OK
         self.figures: dict[str, Any] | None = None  # engine statistics at the end of --for
         self.began_ns: int | None = None
@@ -199,8 +200,7 @@ class Parent:
                 if why := child.start_again():
                     say("ballast", why)
                 self._tell()
-        self._bound_stop(now_ns)
-        return True
+        return self._bound_stop(now_ns)
 
     def _control_ended(self, code: int) -> bool:
         """What follows from control's end: the end of the run, or a restart (True)."""
@@ -240,7 +240,7 @@ class Parent:
         self.files.commit()  # before the engine has it: what fails here has changed nothing
         try:
             revision = apply_live(self.image, site) if how == LIVE else 0
-        except REFUSED:
+        except BaseException:  # also what nobody has thought of: the files never say what the engine has not
             self.files.back(self.site)
             raise
         self.plan_before = self.plan
@@ -256,7 +256,7 @@ class Parent:
                 if not self.ready():
                     raise ValueError("control is starting")
                 revision = apply_live(self.image, site)
-            except REFUSED as e:
+            except Exception as e:  # whatever it is: they come back
                 say("ballast", f"the old settings come back with a new control: {e}")
                 how = RESTART
         self._in_force(site, self.plan_before, how)  # not made anew: that reads profiles, which somebody may be editing
@@ -318,14 +318,21 @@ class Parent:
         if self.control.pid == 0 or int(self.image.head) == 0:
             self.control.send(signal.SIGTERM)  # still starting: it waits for a device, not for the image
 
-    def _bound_stop(self, now_ns: int) -> None:
+    def _bound_stop(self, now_ns: int) -> bool:
+        """A stop ends in a bounded time. False when there is no control left to wait for."""
         if not self.stopping:
-            return
+            return True
         for_s = (now_ns - self.stop_ns) / 1e9
         if for_s > RAMP_S + 2 * LEAVE_S:
             self.control.send(signal.SIGKILL)
-        elif for_s > RAMP_S:
+            return self.control.pid != 0  # 0: the system has had no process to give for it
+        if for_s > RAMP_S:
             self.image.request_stop(3)
+        if not self.ready() and not self.told and (for_s > LEAVE_S or self.stopping > 2):
+            # It was started again and waits for a device, not for the image; usually it is back within LEAVE_S, and ramps down.
+            self.control.send(signal.SIGTERM)
+            self.told = self.control.pid != 0
+        return True
 
     def _signals(self) -> None:
         """SIGTERM and SIGINT raise the level by one each; the second means 0 now."""
@@ -345,25 +352,26 @@ class Parent:
             signal.signal(signum, lambda *_: None)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for the children: a freeze asked of a supervisor that starts must not end it
         signal.set_wakeup_fd(self.wake_w, warn_on_full_buffer=False)
-        live = sys.stdout.isatty() and not self.options.quiet
+        screen = outlet.Screen(sys.stdout.fileno()) if sys.stdout.isatty() and not self.options.quiet else None
         log_path = self.directory / "log"
         try:
             with contextlib.ExitStack() as stack:
-                if live:
+                if screen is not None:
                     # The picture owns the terminal; what children say is kept beside it and shown if the run fails.
                     self.log = stack.enter_context(open(log_path, "wb"))
                 # Before the first picture: a refusal at start belongs on the plain terminal.
                 going = self.start() and self._wait_for_first_tick()
-                show = stack.enter_context(_live(self)) if live and going else _lines(self)
+                show = stack.enter_context(_live(self, screen)) if screen is not None and going else _lines(self)
                 while going and self._look_after():
                     self._wait()
                     self._check_duration()
                     show()
         finally:
             self._end()
-        if live:
+        if screen is not None:
             # What the picture had hidden: the log where something failed, else how it ended.
-            sys.stderr.write(log_path.read_text(errors="replace")[-4000:] if self.code else self.last_line + "\n")
+            screen.write(log_path.read_text(errors="replace")[-4000:] if self.code else self.last_line + "\n")
+            screen.part()
         if self.code == EXIT_OK and self.options.out is not None:
             try:
                 self._summarise()
@@ -517,26 +525,29 @@ def _lines(parent: Parent) -> Callable[[], None]:
         if now_ns < due_ns or parent.options.quiet:
             return
         due_ns = now_ns + int(STATUS_S * 1e9)
-        with contextlib.suppress(OSError):  # a full disk or a closed pipe is no reason to stop a site
-            print(status.line(status.collect(parent.instance, parent.site, parent.image, parent.clock)), flush=True)
+        line = status.line(status.collect(parent.instance, parent.site, parent.image, parent.clock))
+        with contextlib.suppress(OSError, ValueError):  # a full disk or a closed pipe is no reason to stop a site
+            outlet.put(sys.stdout.fileno(), f"{line}\n".encode())
 
     return show
 
 
 @contextlib.contextmanager
-def _live(parent: Parent) -> Any:
-    """On a terminal: the picture of `ballast top`."""
+def _live(parent: Parent, screen: outlet.Screen) -> Any:
+    """On a terminal: the picture of `ballast top`. Where the terminal does not take it (Ctrl-S), the next ones are left out."""
+    from rich.console import Console
+
     from controller.top import REFRESH_S, View
     from controller.topdata import Source
 
     source = Source(parent.image, parent.site, parent.instance)
     due_ns = 0
-    with View() as view:
+    with View(Console(file=cast(IO[str], screen))) as view:
 
         def show() -> None:
             nonlocal due_ns
             now_ns = parent.clock.monotonic_ns()
-            if now_ns >= due_ns:
+            if now_ns >= due_ns and screen.ready():
                 due_ns = now_ns + int(REFRESH_S * 1e9)
                 source.site = parent.site
                 view.draw(source.snapshot(now_ns))

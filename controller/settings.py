@@ -24,6 +24,7 @@ HOW = {
     RESTART: "control is started again, and adopts the live PCS without a bump",
     START: "read when `ballast run` starts",
 }
+TRY_S, TRY_MIN_S, TRY_MAX_S = 60.0, 5.0, 600.0  # how long a setting is tried before it goes back by itself
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ BUS = {
     for row in (
         Setting("name", None, 1, 20, "", "short name, used by devices and records", "str", needed=True, how=START),
         Setting("port", "virtual", 1, 200, "", _PORT_TEXT, "str", how=RESTART),
-        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed; serial ports only", "int", how=RESTART),
+        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed; serial ports and slcan adapters only", "int", how=RESTART),
         Setting("parity", "E", 1, 1, "", "E, O or N; serial ports only", "str", how=RESTART),
         Setting("stop_bits", 1, 1, 2, "", "1 or 2; serial ports only", "int", how=RESTART),
         Setting("rs485", "auto", 2, 8, "", _RS485_TEXT, "str", how=RESTART),
@@ -137,8 +138,6 @@ BUS = {
         Setting("bitrate", 500_000, 10_000, 1_000_000, "bit/s", _BITRATE_TEXT, "int", how=RESTART),
     )
 }
-RS485_KEYS = ("rs485", "rs485_before_ms", "rs485_after_ms")  # of [[bus]], which the other kinds have not
-SERIAL_KEYS, TCP_KEYS = ("baud", "parity", "stop_bits", *RS485_KEYS), ("latency_ms",)
 DEVICE = {
     row.key: row
     for row in (

@@ -16,15 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from controller import walk
+from controller import ports, walk
 from controller.problems import Problem, SiteError
-from controller.settings import RS485_KEYS, SERIAL_KEYS, SETTINGS, TCP_KEYS, Value, derived
-from hal import tcp
+from controller.settings import SETTINGS, Value, derived
 
 BUILTIN = Path(__file__).with_name("builtin.toml")
-VIRTUAL = "virtual"
-VIRTUAL_CAN = "virtual-can"
-VIRTUAL_TCP = tcp.VIRTUAL
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
@@ -61,22 +57,22 @@ class Bus:
     @property
     def can(self) -> bool:
         """True for CAN, False for Modbus."""
-        return self.port == VIRTUAL_CAN or self.port.startswith(("can:", "slcan:"))
+        return ports.kind(self.port) in (ports.CAN, ports.SLCAN)
 
     @property
     def tcp(self) -> bool:
         """True for Modbus over TCP, False for a serial line."""
-        return tcp.is_tcp(self.port)
+        return ports.kind(self.port) == ports.TCP
 
     @property
     def virtual(self) -> bool:
         """True where the virtual cabinet is behind it."""
-        return self.port in (VIRTUAL, VIRTUAL_TCP, VIRTUAL_CAN)
+        return self.port in ports.VIRTUALS
 
     @property
     def foreign(self) -> tuple[str, ...]:
         """Keys of [[bus]] that mean nothing on this kind of bus."""
-        return SERIAL_KEYS if self.tcp else (*TCP_KEYS, *RS485_KEYS) if self.can else TCP_KEYS
+        return ports.foreign(self.port)
 
     @property
     def t35_s(self) -> float:

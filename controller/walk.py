@@ -10,24 +10,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from controller import ports
 from controller.problems import Problem
-from controller.settings import (
-    BUS,
-    DEVICE,
-    RS485_KEYS,
-    SCHEDULE,
-    SECTIONS,
-    SERIAL_KEYS,
-    SETTINGS,
-    SHELF,
-    TCP_KEYS,
-    Setting,
-    Value,
-    in_unit,
-    other_unit,
-    range_text,
-)
-from hal import tcp
+from controller.settings import BUS, DEVICE, SCHEDULE, SECTIONS, SETTINGS, SHELF, Setting, Value, in_unit, other_unit, range_text
 
 ARRAYS: dict[str, dict[str, Setting]] = {"bus": BUS, "device": DEVICE, "shelf": SHELF, "schedule": SCHEDULE}
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -224,14 +209,18 @@ def put(raw: dict[str, Any], key: str, value: Any) -> bool:
         for row in rows if isinstance(rows, list) else []:
             if isinstance(row, dict) and row.get("name") == parts[1] and parts[2] in ARRAYS[parts[0]]:
                 row[parts[2]] = value
-                if parts[0] == "bus" and parts[2] == "port":
-                    # The file's line settings belong to the file's port: an override of another kind leaves them behind.
-                    port = str(value)
-                    switched = not port.startswith(("can:", "slcan:", "virtual"))
-                    for name in SERIAL_KEYS if tcp.is_tcp(port) else TCP_KEYS if switched else (*TCP_KEYS, *RS485_KEYS):
-                        row.pop(name, None)
+                for name in left_behind(key, value):
+                    row.pop(name, None)
                 return True
     return False
+
+
+def left_behind(key: str, value: Any) -> tuple[str, ...]:
+    """What goes when a key is set: the line settings of a bus belong to its port, and a port of another kind has others."""
+    if not (key.startswith("bus.") and key.endswith(".port")):
+        return ()
+    switched = ports.RS485 if value in ports.VIRTUALS else ()  # the cabinet has no driver to switch
+    return (*ports.foreign(str(value)), *switched)
 
 
 def given(raw: Mapping[str, Any]) -> dict[str, Any]:

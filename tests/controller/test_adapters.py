@@ -45,7 +45,7 @@ def test_the_virtual_cabinet_switches_nothing() -> None:
 def test_another_kind_of_port_leaves_it_behind() -> None:
     raw = {"bus": [{"name": "b", "port": "/dev/ttyS9", "rs485": "on", "rs485_after_ms": 1, "baud": 9600}]}
     for port, left in (
-        ("/dev/ttyS8", {"rs485", "rs485_after_ms", "baud"}), ("virtual", {"baud"}), ("can:can0", {"baud"}), ("tcp://10.0.0.1", set()),
+        ("/dev/ttyS8", {"rs485", "rs485_after_ms", "baud"}), ("virtual", {"baud"}), ("can:can0", set()), ("tcp://10.0.0.1", set()),
     ):  # fmt: skip
         new = {"bus": [dict(raw["bus"][0])]}
         assert walk.put(new, "bus.b.port", port) and set(new["bus"][0]) - {"name", "port"} == left, port
