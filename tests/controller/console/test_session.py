@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -199,6 +200,25 @@ def test_a_cable_pulled_in_mid_command_does_half_of_nothing(world: World) -> Non
     assert slot["kind"] == operate.SP_NONE, "neither the hold that was not sent, nor the setpoint of the log-in that is gone"
     assert not presence.here(world.state)
     assert any("line lost" in r.text for r in _trail(world, "otto"))
+
+
+def test_a_line_that_takes_no_more_while_the_prompt_is_drawn_ends_the_session(world: World) -> None:
+    """Bytes still come in and none goes out: what the prompt draws fails, and the session with it."""
+    world.people()
+    person, thread = world.console()
+    terminal(person)
+    log_in(person, "otto")
+    person.sees("builtin NO CONTROL>")
+    person.type("setpoint 20kW\r")
+    person.sees("until `setpoint off`")
+    since = person.mark
+    person.type("w")
+    person.sees("w", since=since)
+    world.wires[-1].near.shutdown(socket.SHUT_WR)
+    person.type("x")
+    thread.join(5)
+    assert not thread.is_alive()
+    assert world.sim.image.setpoint(0)["kind"] == operate.SP_NONE and not presence.here(world.state)
 
 
 def test_nobody_typing_logs_out_and_takes_the_setpoint_along(world: World) -> None:
