@@ -45,7 +45,7 @@ def _power(ctx: Context, words: list[str]) -> float:
 def _free(ctx: Context, image: Any, force: bool) -> None:
     """Refused where somebody else's setpoint stands and `force` was not said."""
     now = operate.word(image, ctx.clock)
-    if now is None or force:
+    if now is None or force or now.id == ctx.given:
         return
     who = author(ctx, now.id)
     if who.partition(" ")[0] != ctx.user:
@@ -95,7 +95,8 @@ def hold(ctx: Context, words: list[str]) -> Iterable[str]:
     _free(ctx, image, force or value_w == 0.0)
     number = _carry_out(lambda: operate.hold(instance, image, value_w, lease_s, ctx.clock, ctx.author))
     ctx.drop()
-    yield f"command {number}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s or until `release`; limits stay in force"
+    ctx.given = number
+    yield f"{operate.named(number)}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s or until `release`; limits stay in force"
     yield from _warn(ctx)
 
 
@@ -111,7 +112,7 @@ def release(ctx: Context, words: list[str]) -> Iterable[str]:
     _free(ctx, image, force)
     number = _carry_out(lambda: operate.release(instance, image, ctx.clock, ctx.author))
     ctx.drop()
-    yield f"command {number}: released; the battery follows the load"
+    yield f"{operate.named(number)}: released; the battery follows the load"
     yield from _warn(ctx)
 
 
@@ -130,9 +131,10 @@ def setpoint(ctx: Context, words: list[str]) -> Iterable[str]:
     _free(ctx, image, force)
     number = _carry_out(lambda: operate.setpoint(instance, image, kind, value_w, ctx.clock, ctx.author))
     ctx.keep(image, number)
+    ctx.given = number
     what = f"grid import is moved by {value_w / 1e3:+.1f} kW" if on_grid else f"battery at {value_w / 1e3:+.1f} kW"
     ctx.presence.holds(f"setpoint: {what}")
-    yield f"command {number}: {what}, until `setpoint off`, log-out, or {operate.SESSION_LEASE_S:.0f} s after this line is lost"
+    yield f"{operate.named(number)}: {what}, until `setpoint off`, log-out, or {operate.SESSION_LEASE_S:.0f} s after this line is lost"
     yield from _warn(ctx)
 
 
@@ -167,7 +169,7 @@ def _limit(name: str) -> Any:
         others = [k for k in operate.standing_limits(image, ctx.clock) if k != key]
         if others:
             yield f"with it stand {', '.join(others)}; all of them have one lease, the longest asked for: `limit off` ends them together"
-        yield f"command {number}: {name} {shown} for {lease_s:.0f} s or until `limit off`; it tightens the site's limit, never loosens it"
+        yield f"{operate.named(number)}: {name} {shown} for {lease_s:.0f} s or until `limit off`; it only ever tightens the site's limit"
         yield from _warn(ctx)
 
     return run
@@ -177,7 +179,7 @@ def limit_off(ctx: Context, words: list[str]) -> Iterable[str]:
     """The operator's limits end."""
     instance, image, _ = ctx.writable()
     number = _carry_out(lambda: operate.limit(instance, image, {}, 0.0, ctx.clock, ctx.author))
-    yield f"command {number}: no operator's limits any more; the site's and the supervisor's are in force"
+    yield f"{operate.named(number)}: no operator's limits any more; the site's and the supervisor's are in force"
 
 
 # ---------------------------------------------------------------- mode, faults, records
@@ -187,7 +189,7 @@ def standby(ctx: Context, words: list[str]) -> Iterable[str]:
     """Ramp to 0 and stay."""
     instance, image, _ = ctx.writable()
     number = _carry_out(lambda: operate.park(instance, image, True, ctx.clock, ctx.author))
-    yield f"command {number}: ramping to 0 W, then the PCS goes to standby and stays there until `mode auto`"
+    yield f"{operate.named(number)}: ramping to 0 W, then the PCS goes to standby and stays there until `mode auto`"
     yield from _silent(ctx)
 
 
@@ -195,7 +197,7 @@ def auto(ctx: Context, words: list[str]) -> Iterable[str]:
     """Start again."""
     instance, image, _ = ctx.writable()
     number = _carry_out(lambda: operate.park(instance, image, False, ctx.clock, ctx.author))
-    yield f"command {number}: the start sequence runs; `status` shows how far it is"
+    yield f"{operate.named(number)}: the start sequence runs; `status` shows how far it is"
     yield from _silent(ctx)
 
 
@@ -203,7 +205,7 @@ def reset(ctx: Context, words: list[str]) -> Iterable[str]:
     """A latched FAULT ends once its causes are gone."""
     instance, image, _ = ctx.writable()
     number = _carry_out(lambda: operate.reset(instance, image, ctx.clock, ctx.author))
-    yield f"command {number}: reset asked; FAULT ends when its causes are gone (`alarms` names them)"
+    yield f"{operate.named(number)}: reset asked; FAULT ends when its causes are gone (`alarms` names them)"
     yield from _silent(ctx)
 
 

@@ -56,6 +56,7 @@ class Context:
         self.site: Site | None = None
         self.why_not = ""  # why there is no instance
         self.keeper: Keeper | None = None
+        self.given: int | None = None  # id of the last hold or setpoint of this log-in: ours, also where no trail tells
         self.standing: dict[str, str] = {}  # faults that this person has been told of: id -> text
         self.trial: tuple[int, int] | None = None  # id of our settings on trial, and when it goes back by itself
         self.trial_values: dict[str, Any] = {}

@@ -350,7 +350,7 @@ def show_who(ctx: Context, words: list[str]) -> Iterable[str]:
         own = " (you)" if s.pid == ctx.presence.own.pid else ""
         yield f"{s.user} ({s.role}) on {s.line}{own} since {time_of(s.since_wall_s)}" + (f", holds {s.holds}" if s.holds else "")
     if ctx.image is not None and (now := operate.word(ctx.image, ctx.clock)) is not None:
-        yield f"operator's slot: {now.text}, command {now.id}"
+        yield f"operator's slot: {now.text}, {operate.named(now.id)}"
 
 
 ROWS = (

@@ -166,6 +166,25 @@ def test_a_setpoint_that_another_replaced_is_not_renewed(world: World) -> None:
     assert operate.word(world.sim.image, world.clock).value_w == 5e3, "log-out takes nobody else's away"
 
 
+def test_beside_a_trail_that_takes_nothing_each_still_knows_their_own(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only disk: no command has a row, and log-out takes nobody else's setpoint away."""
+    (otto, p1), (anna, p2) = world.context("otto"), world.context("anna")
+    (world.tmp / "file").write_text("")
+    world.instance.store = str(world.tmp / "file" / "history.sqlite")
+    world.instance.write()
+    assert "not in the audit trail" in say(otto, p1, "setpoint 20kW")
+    say(otto, p1, "setpoint 15kW")
+    with pytest.raises(Refused, match="somebody else has the operator's slot"):
+        TABLE.run(anna, "hold 5kW")
+    world.run_s(0.1)
+    say(anna, p2, "hold 5kW force")
+    assert not operate.renew(world.sim.image, otto.keeper.number, world.clock)
+    otto.end()
+    assert operate.word(world.sim.image, world.clock).value_w == 5e3
+    say(anna, p2, "release")
+    assert operate.word(world.sim.image, world.clock) is None
+
+
 def test_limits_tighten_end_and_say_who(world: World) -> None:
     ctx, person = world.context("otto")
     say(ctx, person, "limit import 395kW for 10min")
