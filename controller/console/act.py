@@ -130,7 +130,7 @@ def setpoint(ctx: Context, words: list[str]) -> Iterable[str]:
     instance, image, _ = ctx.writable()
     _free(ctx, image, force)
     number = _carry_out(lambda: operate.setpoint(instance, image, kind, value_w, ctx.clock, ctx.author))
-    ctx.keep(image, number)
+    ctx.keep(image, number, "operator")
     ctx.given = number
     what = f"grid import is moved by {value_w / 1e3:+.1f} kW" if on_grid else f"battery at {value_w / 1e3:+.1f} kW"
     ctx.presence.holds(f"setpoint: {what}")

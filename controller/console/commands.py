@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from controller.console.accounts import ROLES, AccountError
+from controller.console.accounts import ROLES
 from controller.console.context import Context, Refused
 
 MAX_WORDS = 24
@@ -83,10 +83,7 @@ class Table:
         if got is None:
             return
         row, words = got
-        try:
-            role = ctx.accounts.role(ctx.user)
-        except AccountError:  # a damaged file: who is here goes on as what they logged in
-            role = ctx.presence.own.role
+        role = ctx.role()
         if role is None:
             raise Refused(f"the account {ctx.user} is gone; log out")
         if not self.may(role, row):

@@ -11,7 +11,7 @@ import queue
 import sqlite3
 import textwrap
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from controller import instance as instances
 from controller import operate
 from controller.build import site_from
 from controller.clock import Clock
-from controller.console.accounts import AccountError, Accounts
+from controller.console.accounts import ROLES, AccountError, Accounts
 from controller.console.line import Cancelled, Line, LoggedOut
 from controller.console.presence import Presence
 from controller.instance import Instance, InstanceError
@@ -68,6 +68,15 @@ class Context:
     def user(self) -> str:
         """Who is logged in."""
         return self.presence.own.user
+
+    def role(self) -> str | None:
+        """The role of now, not that of the log-in; None where the account is gone. While its file is damaged, whoever is here goes on
+        as what they logged in.
+        """
+        try:
+            return self.accounts.role(self.user)
+        except AccountError:
+            return self.presence.own.role
 
     @property
     def author(self) -> str:
@@ -186,8 +195,9 @@ class Context:
     def news(self) -> Iterable[str]:
         """What a person should hear before the next prompt."""
         if self.keeper is not None and self.keeper.lost:
+            why = self.keeper.lost
             self.drop()
-            yield "your setpoint is no longer in force: another one took its place, or control was away for longer than its lease"
+            yield f"your setpoint is no longer in force: {why}"
         from controller.console import standing  # it works on a Context
 
         self.refresh()
@@ -196,10 +206,9 @@ class Context:
             yield "the site has ended, or was started anew: your setpoint ended with it"
         if self.trial is not None and self.trial_left_s() <= 0:
             yield self._how_the_trial_ended()
-        with contextlib.suppress(AccountError):  # a damaged file is no reason to throw out who is here
-            if self.accounts.role(self.user) is None:
-                self.line.say("this account has been removed")
-                raise LoggedOut
+        if self.role() is None:
+            self.line.say("this account has been removed")
+            raise LoggedOut
         now = standing.now_standing(self)
         for fault, text in now.items():
             if fault not in self.standing:
@@ -253,10 +262,15 @@ class Context:
 
     # ---- what ends with the log-in
 
-    def keep(self, image: Any, number: int) -> None:
-        """Renews the setpoint of that id until log-out."""
+    def keep(self, image: Any, number: int, least_role: str) -> None:
+        """Renews the setpoint of that id until log-out, or until the account has that role no more."""
+
+        def may() -> bool:
+            role = self.role()
+            return role is not None and ROLES.index(role) >= ROLES.index(least_role)
+
         self.drop()
-        self.keeper = Keeper(image, number, self.clock, self.instance.run if self.instance is not None else 0)
+        self.keeper = Keeper(image, number, self.clock, self.instance.run if self.instance is not None else 0, may)
         self.keeper.start()
 
     def drop(self) -> None:
@@ -281,21 +295,28 @@ class Context:
 
 
 class Keeper(threading.Thread):
-    """Renews one setpoint once a second; ends by itself when another one stands in its place."""
+    """Renews one setpoint once a second; ends by itself when another one stands in its place, or who gave it may no more (`may`).
+    `lost`: why, empty while it is renewed.
+    """
 
-    def __init__(self, image: Any, number: int, clock: Clock, run: int = 0) -> None:
+    def __init__(self, image: Any, number: int, clock: Clock, run: int = 0, may: Callable[[], bool] = lambda: True) -> None:
         super().__init__(name="setpoint", daemon=True)
-        self.image, self.number, self.clock, self.run_number = image, number, clock, run
-        self.lost = False
+        self.image, self.number, self.clock, self.run_number, self.may = image, number, clock, run, may
+        self.lost = ""
         self._stop_asked = threading.Event()
 
     def run(self) -> None:
         """The thread's work."""
-        while not self._stop_asked.wait(RENEW_S):
+        while not self.lost and not self._stop_asked.wait(RENEW_S):
             with contextlib.suppress(InstanceError):  # somebody else is writing: the next second
-                if not operate.renew(self.image, self.number, self.clock):
-                    self.lost = True
-                    return
+                self.renew()
+
+    def renew(self) -> None:
+        """Three more seconds, or `lost`. Raises InstanceError."""
+        if not self.may():
+            self.lost = "this account may give none any more"
+        elif not operate.renew(self.image, self.number, self.clock):
+            self.lost = "another one took its place, or control was away for longer than its lease"
 
     def end(self) -> None:
         """Renews no more."""

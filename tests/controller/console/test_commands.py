@@ -13,7 +13,7 @@ from controller import operate
 from controller.console.accounts import ROLES
 from controller.console.commands import markdown
 from controller.console.context import Refused
-from tests.controller.console.world import TABLE, World, say
+from tests.controller.console.world import PASSWORDS, TABLE, World, say
 
 # The matrix, by hand: what each role may, beyond what the role before it may.
 MATRIX = {
@@ -154,13 +154,32 @@ def test_a_setpoint_whose_line_died_with_its_process_ends_within_its_lease(world
     assert operate.word(world.sim.image, world.clock) is None and row(world)["slot"] == -1
 
 
+@pytest.mark.parametrize("role", [None, "viewer"])
+def test_a_setpoint_ends_with_the_right_to_give_one(world: World, role: str | None) -> None:
+    """Also where its author sits in `top`, or at a plain prompt, and hears of it later."""
+    ctx, person = world.context("otto")
+    say(ctx, person, "setpoint 20kW")
+    ctx.keeper.end()  # its thread; the test does its work, in the site's time
+    ctx.keeper.renew()
+    assert not ctx.keeper.lost
+    world.accounts.remove("otto")
+    if role is not None:
+        world.accounts.add("otto", role, PASSWORDS["otto"])
+    for _ in range(4):
+        ctx.keeper.renew()
+        world.run_s(1)
+    assert operate.word(world.sim.image, world.clock) is None and row(world)["slot"] == -1
+    if role is not None:
+        assert any("may give none any more" in text for text in ctx.news())
+
+
 def test_a_setpoint_that_another_replaced_is_not_renewed(world: World) -> None:
     (otto, p1), (anna, p2) = world.context("otto"), world.context("anna")
     say(otto, p1, "setpoint 20kW")
     number = otto.keeper.number
     say(anna, p2, "hold 5kW force")
     assert not operate.renew(world.sim.image, number, world.clock)
-    otto.keeper.lost = True
+    otto.keeper.renew()
     assert any("no longer in force" in text for text in otto.news())
     otto.end()
     assert operate.word(world.sim.image, world.clock).value_w == 5e3, "log-out takes nobody else's away"
