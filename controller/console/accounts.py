@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -241,10 +242,10 @@ class Accounts:
         except AccountError:
             self._here = failures
 
-    def verify(self, name: str, password: str) -> bool:
-        """A password once more, of somebody who is logged in (a signature); no lock-out."""
-        user = self._read().users.get(name)
-        return _fits(user if user is not None else _NOBODY, password) and user is not None
+
+def wait_words(left_s: float) -> str:
+    """What somebody is told who has to wait."""
+    return f"wait {math.ceil(left_s)} s before the next try; until then even the right one is refused"
 
 
 def _line_key(line: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from controller import desk
-from controller.console.accounts import ROLES, AccountError
+from controller.console.accounts import ROLES, AccountError, wait_words
 from controller.console.commands import Command
 from controller.console.context import Context, Refused
 from controller.console.line import Cancelled, LoggedOut
@@ -219,7 +219,17 @@ def user_remove(ctx: Context, words: list[str]) -> Iterable[str]:
     name = words[0].lower()
     _account(lambda: ctx.accounts.remove(name))
     ctx.audit("user remove", name)
-    yield f"{name} may log in no more; a session that stands may do nothing more"
+    yield f"{name} may log in no more; a session that stands may do nothing more, and a setpoint it gave ends"
+
+
+def _prove(ctx: Context) -> None:
+    """The old password, under the lock-out of a log-in: whoever sits down at an open session must not guess here faster than there."""
+    old = ctx.line.read_line("old password: ", mask=True)
+    line, wall_s = ctx.presence.own.line, ctx.clock.wall_s()
+    if ctx.accounts.log_in(ctx.user, old, line, wall_s) is None:
+        ctx.audit("passwd refused", "the old password was not given")
+        left_s = ctx.accounts.wait_s(ctx.user, line, wall_s)
+        raise Refused("that is not it: nothing was changed" + (f"; {wait_words(left_s)}" if left_s > 0 else ""))
 
 
 def passwd(ctx: Context, words: list[str]) -> Iterable[str]:
@@ -227,8 +237,10 @@ def passwd(ctx: Context, words: list[str]) -> Iterable[str]:
     name = words[0].lower() if words else ctx.user
     if name != ctx.user and ctx.accounts.role(ctx.user) != "engineer":
         raise Refused("another's password needs the role engineer")
-    if name == ctx.user and not ctx.accounts.verify(name, ctx.line.read_line("old password: ", mask=True)):
-        raise Refused("that is not it: nothing was changed")
+    if ctx.accounts.role(name) is None:
+        raise Refused(f"there is no user {name}")
+    if name == ctx.user:
+        _prove(ctx)
     password = _new_password(ctx, name)
     _account(lambda: ctx.accounts.set_password(name, password))
     ctx.audit("passwd", name)

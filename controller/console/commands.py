@@ -6,6 +6,7 @@ A line is a command as a whole or not at all: it is parsed to its end before any
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from controller.console.accounts import ROLES
 from controller.console.context import Context, Refused
 
 MAX_WORDS = 24
+SECRETIVE = ("passwd", "user")  # a password that is typed one question too early stands behind these
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class Command:
     def line(self) -> str:
         """As a person types it."""
         return f"{self.name} {self.usage}".rstrip()
+
+
+def _plain_words(text: str) -> list[str]:
+    """The words, without the name of the program that habit puts before them."""
+    words = text.split()
+    return words[1:] if len(words) > 1 and words[0].lower() == "ballast" else words
 
 
 class Table:
@@ -67,9 +75,20 @@ class Table:
                 return row, rest
         raise Refused(self._unknown(words))
 
-    def _unknown(self, words: list[str]) -> str:
-        import difflib
+    def written(self, text: str) -> str:
+        """What trail, log and history may hold of a typed line: of a command about accounts, or what looks like one mistyped, the
+        first word alone.
+        """
+        words = _plain_words(text)
+        if len(words) < 2:
+            return text
+        first = words[0].lower()
+        known = {name.partition(" ")[0] for name in self.rows} - set(SECRETIVE)
+        if first not in known and difflib.get_close_matches(first, (*SECRETIVE, "password"), n=1, cutoff=0.5):
+            return f"{words[0]} ..."
+        return text
 
+    def _unknown(self, words: list[str]) -> str:
         first = words[0].lower()
         below = sorted(name for name in self.rows if name.startswith(first + " "))
         if below:

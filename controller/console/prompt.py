@@ -104,16 +104,33 @@ class _Vt100(Vt100_Output):
         """Both modes of the arrow keys are understood."""
 
 
+class _History(InMemoryHistory):
+    """Without the lines that are not to be kept."""
+
+    def __init__(self, lines: Iterable[str], keeps: Callable[[str], bool]) -> None:
+        super().__init__([line for line in lines if keeps(line)])
+        self.keeps = keeps
+
+    def append_string(self, string: str) -> None:
+        if self.keeps(string):
+            super().append_string(string)
+
+
 class Prompt:
-    """The prompt of one session. `history`: a file of the user's, the newest 200 lines; a disk that keeps none is no error.
-    `news`: what a person should hear at once, above the line that they are typing.
+    """The prompt of one session. `history`: a file of the user's, the newest 200 lines that `keeps` lets in; a disk that keeps none
+    is no error. `news`: what a person should hear at once, above the line that they are typing.
     """
 
     def __init__(
-        self, line: Line, candidates: Callable[[str], Iterable[str]], history: Path | None, news: Callable[[], Iterable[str]] = tuple
+        self,
+        line: Line,
+        candidates: Callable[[str], Iterable[str]],
+        history: Path | None,
+        news: Callable[[], Iterable[str]] = tuple,
+        keeps: Callable[[str], bool] = bool,
     ) -> None:
         self.line, self._file, self._news = line, history, news
-        self._history = InMemoryHistory(_read_history(history))
+        self._history = _History(_read_history(history), keeps)
         self._candidates = candidates
 
     def read(self, text: str) -> str:

@@ -13,8 +13,9 @@ import pytest
 
 from controller import operate
 from controller.console import presence
+from controller.console.context import Refused
 from tests.controller.console.wires import Person
-from tests.controller.console.world import PASSWORDS, TABLE, World
+from tests.controller.console.world import PASSWORDS, TABLE, World, say
 
 # Sessions live by the wall's clock and the simulated site by its own, which stands: for them its control does not tick, and they say so.
 
@@ -91,6 +92,54 @@ def test_wrong_passwords_are_slowed_down_and_said(world: World) -> None:
     log_in(person, "otto")
     person.sees("too many wrong passwords", since=since)
     assert not presence.here(world.state), "the right one is refused while it has to wait"
+
+
+@pytest.mark.parametrize("vt", [False, True])
+def test_a_password_typed_in_the_wrong_place_is_written_nowhere(world: World, vt: bool) -> None:
+    world.people()
+    secret = "hunter-two-and-more"
+    person, _ = world.console()
+    if vt:
+        terminal(person)
+    log_in(person, secret, "otto")
+    person.sees("user or password is wrong")
+    log_in(person, "anna")
+    person.sees("builtin NO CONTROL>")
+    for words in ("passwd", "user add ben viewer", "pasword", "usr add ben viewer", "ballast passwd", "user remove"):
+        since = person.mark
+        person.type(f"{words} {secret}\r")
+        person.sees("builtin NO CONTROL>", since=since + len(words) + len(secret))
+    since = person.mark
+    person.type("who\r")
+    person.sees("(you)", since=since)
+    person.type("exit\r")
+    person.sees("logged out", since=since)
+    until(lambda: any("log-out" in r.text or r.command == "log-out" for r in _trail(world, "anna")))
+    assert "no such user" in " ".join(r.text for r in _trail(world, "log-in refused"))
+    typed = [r.text for r in _trail(world, "typed")]
+    assert any(text.startswith("user ...") for text in typed) and "who" in typed, "that it was tried stands there"
+    assert "who" in (world.state / "history-anna").read_text().split()
+    files = [path for path in world.tmp.rglob("*") if path.is_file()]
+    assert len(files) > 3 and not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def test_ones_own_password_cannot_be_guessed_faster_than_at_the_log_in(world: World) -> None:
+    world.people()
+    ctx, person = world.context("otto")
+    for k in range(4):
+        person.type("not the one\r")
+        with pytest.raises(Refused, match="nothing was changed" if k < 2 else "wait 2 s"):
+            TABLE.run(ctx, "passwd")
+    person.type(f"{PASSWORDS['otto']}\r")
+    with pytest.raises(Refused, match="nothing was changed"):
+        TABLE.run(ctx, "passwd")
+    assert world.accounts.log_in("otto", PASSWORDS["otto"], "elsewhere", world.clock.wall_s()) is None, "the account waits everywhere"
+    assert len(_trail(world, "passwd refused")) == 5
+    world.clock.t_ns += 3 * 10**9
+    ctx.line.forget()
+    person.type(f"{PASSWORDS['otto']}\ranother set of words\ranother set of words\r")
+    assert "changed" in say(ctx, person, "passwd")
+    assert world.accounts.log_in("otto", "another set of words", "tty", world.clock.wall_s()) == "operator"
 
 
 def test_a_session_on_a_dumb_terminal(world: World) -> None:
@@ -322,8 +371,6 @@ def test_an_acting_command_costs_no_descriptor(world: World) -> None:
 
     world.people()
     ctx, person = world.context("otto")
-    from tests.controller.console.world import say
-
     say(ctx, person, "hold 0")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
