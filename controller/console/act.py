@@ -134,7 +134,7 @@ def setpoint(ctx: Context, words: list[str]) -> Iterable[str]:
     ctx.given = number
     what = f"grid import is moved by {value_w / 1e3:+.1f} kW" if on_grid else f"battery at {value_w / 1e3:+.1f} kW"
     ctx.presence.holds(f"setpoint: {what}")
-    yield f"{operate.named(number)}: {what}, until `setpoint off`, log-out, or {operate.SESSION_LEASE_S:.0f} s after this line is lost"
+    yield f"{operate.named(number)}: {what}, until `setpoint off` or log-out, {ctx.ends_with_line()}"
     yield from _warn(ctx)
 
 

@@ -239,6 +239,12 @@ class Context:
             return "your settings are no longer on trial: somebody has confirmed them"
         return "the settings on trial were not confirmed in time: the old values are back"
 
+    def ends_with_line(self) -> str:
+        """When a log-in on this line ends that is not ended by its owner; in words."""
+        if self.line.wire.tells_loss:
+            return "at once when this line is lost"
+        return f"{self.line.idle_s / 60:g} min after the last key: this cable shows no carrier, so nobody notices when it is pulled"
+
     def trial_left_s(self) -> float:
         """Until our settings on trial go back."""
         return 0.0 if self.trial is None else max(0.0, (self.trial[1] - self.clock.monotonic_ns()) / 1e9)

@@ -63,6 +63,7 @@ class Wire(Protocol):
     fd_out: int
     name: str
     baud: int | None  # None: as fast as it goes
+    tells_loss: bool  # False: a cable that shows no carrier, and looks the same with nobody at its other end
 
     def carrier(self) -> bool:
         """False once a carrier that was there has gone."""
