@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from controller import desk, operate
 from controller import instance as instances
-from controller import operate
 from controller.build import site_from
 from controller.clock import Clock
 from controller.console.accounts import ROLES, AccountError, Accounts
@@ -31,14 +31,19 @@ FRESH_S = 0.5  # older: control does not tick, and nothing of it is now
 HISTORY_NAME = "history.sqlite"
 
 
-def note(path: Path, run: int, wall_s: float, who: str, command: str, text: str) -> None:
-    """One row of a person's doing in the audit trail, on the disk when this returns; a disk that takes nothing stops nobody."""
-    with contextlib.suppress(OSError, sqlite3.Error, ValueError):
+def note(path: Path, run: int, wall_s: float, who: str, command: str, text: str) -> bool:
+    """One row of a person's doing in the audit trail, on the disk when this returns; False where the disk takes nothing, which stops
+    nobody.
+    """
+    try:
         store = Store(path, run)
         try:
             store.add_audit(wall_s, who, command, None, None, text)
         finally:
             store.close()
+    except (OSError, sqlite3.Error, ValueError):
+        return False
+    return True
 
 
 class Refused(Exception):
@@ -109,12 +114,9 @@ class Context:
         return self.instance, self.image, self.site
 
     def writable(self) -> tuple[Instance, Any, Site]:
-        """As `running`, with an image that may be written."""
+        """As `running`, with an image that may be written. Raises InstanceError besides."""
         instance, _, site = self.running()
-        try:
-            return instance, instances.open_image(instance, writable=True), site
-        except InstanceError as e:
-            raise Refused(str(e)) from None
+        return instance, instances.open_image(instance, writable=True), site
 
     def latest(self) -> dict[str, Any]:
         """The newest tick; Refused before the first."""
@@ -205,7 +207,7 @@ class Context:
             self.drop()
             yield "the site has ended, or was started anew: your setpoint ended with it"
         if self.trial is not None and self.trial_left_s() <= 0:
-            yield self._how_the_trial_ended()
+            yield self._how_the_trial_ended(self.trial[0])
         if self.role() is None:
             self.line.say("this account has been removed")
             raise LoggedOut
@@ -218,17 +220,14 @@ class Context:
                 yield f"{fault} is gone"
         self.standing = now
 
-    def _how_the_trial_ended(self) -> str:
+    def _how_the_trial_ended(self, number: int) -> str:
         """By the parent's word, which alone knows: somebody else may have confirmed it."""
-        from controller import desk
-
-        assert self.trial is not None
-        number, _ = self.trial
         wanted, self.trial = self.trial_values, None
-        try:
-            assert self.instance is not None
-            got = desk.ask(self.instance, {"do": "settings"})
-        except (InstanceError, AssertionError):
+        got: dict[str, Any] = {}
+        with contextlib.suppress(InstanceError):
+            if self.instance is not None:
+                got = desk.ask(self.instance, {"do": "settings"})
+        if not got:
             return "your settings on trial: the parent does not answer, so nobody can tell whether they are still in force"
         pending = got.get("pending")
         if pending and pending["id"] == number:
@@ -251,11 +250,11 @@ class Context:
 
     # ---- the audit trail
 
-    def audit(self, command: str, text: str) -> None:
-        """A command with its author, on the disk when this returns; a disk that takes nothing stops nobody."""
+    def audit(self, command: str, text: str) -> bool:
+        """A command with its author, as `note`."""
         instance = self.instance  # another thread may find that it has gone
         path, run = (Path(instance.store), instance.run) if instance is not None else (self.state / HISTORY_NAME, 0)
-        note(path, run, self.clock.wall_s(), self.author, command, text)
+        return note(path, run, self.clock.wall_s(), self.author, command, text)
 
     def typed(self, text: str, *, refused: bool = False) -> None:
         """What was typed, for the trail; later, so that nobody waits for a disk to see a prompt."""

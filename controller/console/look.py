@@ -12,7 +12,7 @@ from controller import explain, operate, status, topdata
 from controller.clock import utc
 from controller.console import top, trend
 from controller.console.commands import Command
-from controller.console.context import Context, Refused
+from controller.console.context import FRESH_S, Context
 from controller.console.standing import Alarm, alarms
 from controller.instance import alive
 from controller.process import MESSAGES_NAME
@@ -57,7 +57,7 @@ def banner(ctx: Context) -> list[str]:
     if ctx.image.park:
         words = "held in standby by an operator; `mode auto` starts again"
     stale_s = (ctx.clock.monotonic_ns() - row["inp"]["t_ns"]) / 1e9
-    if stale_s > 0.5:
+    if stale_s > FRESH_S:
         lines.append(f"THE NUMBERS BELOW ARE {stale_s:.1f} s OLD: control does not tick.")
     flow = "discharging" if out["batt_p_w"] > 500 else "charging" if out["batt_p_w"] < -500 else "resting"
     soc = f"{100 * out['soc']:.1f} %" if math.isfinite(out["soc"]) else "unknown"
@@ -276,24 +276,17 @@ def show_devices(ctx: Context, words: list[str]) -> Iterable[str]:
 def show_plan(ctx: Context, words: list[str]) -> Iterable[str]:
     """The bus plan that the site runs on."""
     instance, _, _ = ctx.running()
-    try:
-        yield from (Path(instance.directory) / "plan.txt").read_text().splitlines()
-    except OSError as e:
-        raise Refused(f"{instance.directory}/plan.txt: {e.strerror}") from None
+    yield from (Path(instance.directory) / "plan.txt").read_text().splitlines()
 
 
 def show_log(ctx: Context, words: list[str]) -> Iterable[str]:
     """What the processes said last."""
     instance, _, _ = ctx.running()
     count = int(words[0]) if words and words[0].isdecimal() else LOG_LINES
-    path = Path(instance.directory) / MESSAGES_NAME
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - LOG_BYTES))
-            lines = file.read(LOG_BYTES).decode("utf-8", "replace").splitlines()
-    except OSError as e:
-        raise Refused(f"{path}: {e.strerror}") from None
+    with open(Path(instance.directory) / MESSAGES_NAME, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - LOG_BYTES))
+        lines = file.read(LOG_BYTES).decode("utf-8", "replace").splitlines()
     yield from lines[-max(1, min(count, 500)) :] or ["nothing was said yet"]
 
 

@@ -75,6 +75,7 @@ class Console:
     def run(self, *, once: bool = False) -> None:
         """Until the line is gone (raises Gone); `once`: until the first log-out, or Ctrl-C at the log-in."""
         while True:
+            presence: Presence | None = None
             try:
                 if self.knock:
                     self._wait_for_somebody()
@@ -83,7 +84,7 @@ class Console:
                     pass
                 self._session(presence)
             except Idle:
-                self.line.say("\nnobody typed: logged out")
+                self.line.say("\nnobody typed" + (": logged out" if presence is not None else ""))
             except (Noise, Cancelled, LoggedOut):
                 pass
             except Gone:
@@ -96,10 +97,10 @@ class Console:
                 return
 
     def _wait_for_somebody(self) -> None:
-        """A key on a silent line; the line says once what it is."""
+        """Enter on a silent line, and no other key: a byte of noise asks nobody for a name. The line says once what it is."""
         self.line.idle_s = 0.0
         self.line.say(f"\nballast {self.site_name}. Press Enter.")
-        while not self.line.read(3600.0):
+        while not any(byte in b"\r\n" for byte in self.line.read(3600.0)):
             pass
 
     # ---- log-in

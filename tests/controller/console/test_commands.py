@@ -13,6 +13,7 @@ from controller import operate
 from controller.console.accounts import ROLES
 from controller.console.commands import markdown
 from controller.console.context import Refused
+from controller.console.line import Cancelled
 from tests.controller.console.world import PASSWORDS, TABLE, World, say
 
 # The matrix, by hand: what each role may, beyond what the role before it may.
@@ -268,6 +269,28 @@ def test_alarms_stand_are_seen_and_go(world: World) -> None:
         TABLE.run(ctx, "ack meter_lost")
 
 
+def test_all_is_acknowledged_also_what_no_supervisor_wrote_down(world: World) -> None:
+    ctx, person = world.context("otto")
+    assert "nothing to acknowledge" in say(ctx, person, "ack all")
+    world.instance.supervisor_pid = 0
+    world.instance.write()
+    text = say(ctx, person, "alarms")
+    assert "supervisor_lost" in text and "not seen yet" in text
+    store = world.instance.store
+    (world.tmp / "file").write_text("")
+    world.instance.store = str(world.tmp / "file" / "history.sqlite")
+    world.instance.write()
+    for what in ("supervisor_lost", "all"):
+        with pytest.raises(Refused, match=r"takes nothing.*not done"):
+            TABLE.run(ctx, f"ack {what}")
+    world.instance.store = store
+    world.instance.write()
+    assert "seen: supervisor_lost" in say(ctx, person, "ack all")
+    text = say(ctx, person, "alarms")
+    assert "seen by otto" in text and "not seen yet" not in text
+    assert "nothing to acknowledge" in say(ctx, person, "ack all")
+
+
 def test_a_dead_supervisor_and_a_dead_control_are_said_and_what_is_lost(world: World) -> None:
     ctx, person = world.context("otto")
     world.instance.supervisor_pid = 0
@@ -337,9 +360,17 @@ def test_pasted_settings_are_one_trial_or_nothing(world: World) -> None:
     person.type('# a comment\r\na.b = 1\r\nc.d = "other"  # why\r\n.\r\n')
     say(ctx, person, "settings load")
     assert world.asked[-1]["changes"] == {"c.d": "other"}, "what does not differ is not tried"
-    person.type("a.b = 2\r\nnonsense\r\n")
+    person.type("a.b = 2\r\nnonsense\r\nhold 100kW\r\nc.d = 'x\r\na.b =\r\n.\r\nwho\r\n")
     before = len(world.asked)
-    with pytest.raises(Refused, match="nothing was changed"):
+    with pytest.raises(Refused, match=r"(?s)'nonsense' is no line.*'hold 100kW' is no line.*not closed.*'a\.b =' is no line.*nothing was"):
+        TABLE.run(ctx, "settings load")
+    assert len(world.asked) == before
+    assert ctx.line.read_line() == "who", "what follows the dot, and nothing before it, is left for the prompt"
+    person.type("a.b = 2\r\n" * 210 + ".\r\n")
+    with pytest.raises(Refused, match="more than 200 lines"):
+        TABLE.run(ctx, "settings load")
+    person.type(b"a.b = 2\r\n\x03")
+    with pytest.raises(Cancelled):
         TABLE.run(ctx, "settings load")
     assert len(world.asked) == before
 
@@ -386,6 +417,48 @@ def test_ten_thousand_fuzzed_lines_change_nothing_but_whole_commands(world: Worl
     assert row(world)["mode"] in (core.MODE_GRID, core.MODE_STOP, core.MODE_STANDBY), "parked or not, by what the fuzz typed"
     out = row(world)
     assert out["p_min_w"] <= out["p_cmd_w"] <= out["p_max_w"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("hold '20kW", "a quote .* not closed: not done"),
+        ("hold 20kW\\", "a backslash stands at the end"),
+        ("limit now", r"(?s)one of:\n  limit\n  limit import VALUE.*limit soc_max VALUE.*limit off"),
+        ("mode manual", r"(?s)  mode\n  mode standby\n  mode auto"),
+        ("limit import", r"usage: limit import VALUE \[for TIME\] \[force\]$"),
+        ("hold 20kW for", "for how long"),
+        ("hold 20kW for force", "for how long"),
+        ("hold 20kW for 10 parsecs", "'10parsecs' is no span"),
+        ("release for 10min", r"usage: release \[force\]"),
+        ("setpoint 5kW for 10min", "is a hold: `hold 20kW for 10min`"),
+        ("settings set a.b 1 for", "for how long"),
+        ("ballast", "ballast is no command"),
+    ],
+)
+def test_what_is_said_to_a_line_that_is_not_quite_one(world: World, text: str, words: str) -> None:
+    ctx, _ = world.context("anna")
+    with pytest.raises(Refused, match=words):
+        TABLE.run(ctx, text)
+    assert operate.word(world.sim.image, world.clock) is None and not world.asked
+
+
+def test_spans_and_the_habits_of_a_shell(world: World) -> None:
+    ctx, person = world.context("anna")
+    assert "for 30 s" in say(ctx, person, "hold 20 kW for 30 s") and "for 600 s" in say(ctx, person, "HOLD 20kW FOR 10 min")
+    assert "for 90 s" in say(ctx, person, "ballast hold 0 for 90")
+    assert "(you)" in say(ctx, person, "Ballast who")
+    assert "hold" in TABLE.candidates(ctx, "ballast") and TABLE.candidates(ctx, "ballast mode") == ["auto", "standby"]
+    world.answer = lambda request: {"ok": True, "id": 7, "how": "live", "changes": {"a.b": [0, 1]}}
+    assert "on trial for 30 s" in say(ctx, person, "settings set a.b 1 kW for 30 s")
+    assert world.asked[-1]["changes"] == {"a.b": "1 kW"} and world.asked[-1]["seconds"] == 30
+
+
+def test_a_completion_that_fails_is_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx, _ = world.context("otto")
+    assert "all" in TABLE.candidates(ctx, "ack")
+    monkeypatch.setattr("controller.console.standing.alive", lambda pid: Path("/nowhere/at/all").read_text())
+    assert TABLE.candidates(ctx, "ack") == []
 
 
 def test_a_line_with_what_nobody_types_is_refused_whole(world: World) -> None:

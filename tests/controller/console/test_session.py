@@ -114,7 +114,7 @@ def test_a_password_typed_in_the_wrong_place_is_written_nowhere(world: World, vt
     person.sees("(you)", since=since)
     person.type("exit\r")
     person.sees("logged out", since=since)
-    until(lambda: any("log-out" in r.text or r.command == "log-out" for r in _trail(world, "anna")))
+    until(lambda: not presence.here(world.state))
     assert "no such user" in " ".join(r.text for r in _trail(world, "log-in refused"))
     typed = [r.text for r in _trail(world, "typed")]
     assert any(text.startswith("user ...") for text in typed) and "who" in typed, "that it was tried stands there"
