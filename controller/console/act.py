@@ -112,7 +112,7 @@ def setpoint(ctx: Context, words: list[str]) -> Iterable[str]:
     ctx.given = number
     what = f"grid import is moved by {value_w / 1e3:+.1f} kW" if on_grid else f"battery at {value_w / 1e3:+.1f} kW"
     ctx.presence.holds(f"setpoint: {what}")
-    yield f"{operate.named(number)}: {what}, until `setpoint off` or log-out, {ctx.ends_with_line()}"
+    yield f"{operate.named(number)}: {what}, until `setpoint off` or log-out; this log-in ends {ctx.ends_with_line()}"
     yield from _warn(ctx)
 
 

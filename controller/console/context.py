@@ -239,7 +239,7 @@ class Context:
         return "the settings on trial were not confirmed in time: the old values are back"
 
     def ends_with_line(self) -> str:
-        """When a log-in on this line ends that is not ended by its owner; in words."""
+        """When a log-in on this line ends that nobody ends; in words."""
         if self.line.wire.tells_loss:
             return "at once when this line is lost"
         return f"{self.line.idle_s / 60:g} min after the last key: this cable shows no carrier, so nobody notices when it is pulled"

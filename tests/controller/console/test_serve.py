@@ -71,7 +71,7 @@ def test_a_setpoint_says_how_its_line_ends_it(tmp_path: Path, monkeypatch: pytes
     try:
         world.people()
         ctx, person = world.context("otto")
-        assert "at once when this line is lost" in say(ctx, person, "setpoint 5kW")
+        assert "at once when this line is lost" in " ".join(say(ctx, person, "setpoint 5kW").split())
         ctx.line.wire.tells_loss, ctx.line.idle_s = False, 600.0  # type: ignore[misc]
         text = " ".join(say(ctx, person, "setpoint 5kW").split())
         assert "10 min after the last key: this cable shows no carrier" in text and "when this line is lost" not in text

@@ -60,6 +60,32 @@ def log_in(person: Person, user: str, password: str | None = None) -> None:
     person.type((password or PASSWORDS[user]) + "\r")
 
 
+def at_prompt(world: World, user: str, *, vt: bool = True) -> tuple[Person, threading.Thread]:
+    """Somebody has logged in and may type."""
+    world.people()
+    person, thread = world.console()
+    if vt:
+        terminal(person)
+    log_in(person, user)
+    person.sees("builtin NO CONTROL>")
+    return person, thread
+
+
+def test_only_enter_wakes_a_line_and_who_does_not_log_in_was_not_logged_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.console.session.LOGIN_IDLE_S", 1.0)
+    world.people()
+    person, _ = world.console()
+    person.sees("Press Enter")
+    person.type("x q\x03\x1b[A\t")
+    time.sleep(0.3)
+    assert b"user:" not in person.got and b"\x1b[6n" not in person.got, "noise asks nobody for a name"
+    person.type("\r")
+    person.sees("user: ")
+    person.sees("nobody typed")
+    until(lambda: person.got.count(b"Press Enter") == 2)
+    assert b"logged out" not in person.got
+
+
 def test_the_first_start_demands_a_password_and_there_is_none_before(world: World) -> None:
     person, _ = world.console()
     person.sees("Press Enter")
@@ -173,11 +199,7 @@ def _trail(world: World, word: str) -> list:
 
 
 def test_editing_completion_and_history_on_a_vt100(world: World) -> None:
-    world.people()
-    person, _ = world.console()
-    terminal(person)
-    log_in(person, "vera")
-    person.sees("builtin NO CONTROL>")
+    person, _ = at_prompt(world, "vera")
     since = person.mark
     person.type("stat\t\r")
     person.sees("NOT HEALTHY", since=since)
@@ -198,11 +220,7 @@ def test_editing_completion_and_history_on_a_vt100(world: World) -> None:
 
 
 def test_what_cannot_wait_is_said_above_the_line_being_typed(world: World) -> None:
-    world.people()
-    person, _ = world.console()
-    terminal(person)
-    log_in(person, "vera")
-    person.sees("builtin NO CONTROL>")
+    person, _ = at_prompt(world, "vera")
     person.type("wh")
     since = person.mark
     world.instance.supervisor_pid = 0
@@ -216,11 +234,7 @@ def test_what_cannot_wait_is_said_above_the_line_being_typed(world: World) -> No
 
 
 def test_a_long_answer_stops_at_each_screenful(world: World) -> None:
-    world.people()
-    person, _ = world.console()
-    terminal(person)
-    log_in(person, "anna")
-    person.sees("builtin NO CONTROL>")
+    person, _ = at_prompt(world, "anna")
     since = person.mark
     person.type("help\r")
     text = person.sees("-- more", since=since)
@@ -232,11 +246,7 @@ def test_a_long_answer_stops_at_each_screenful(world: World) -> None:
 
 
 def test_a_cable_pulled_in_mid_command_does_half_of_nothing(world: World) -> None:
-    world.people()
-    person, thread = world.console()
-    terminal(person)
-    log_in(person, "otto")
-    person.sees("builtin NO CONTROL>")
+    person, thread = at_prompt(world, "otto")
     person.type("setpoint 20kW\r")
     person.sees("until `setpoint off`")
     since = person.mark
@@ -253,11 +263,7 @@ def test_a_cable_pulled_in_mid_command_does_half_of_nothing(world: World) -> Non
 
 def test_a_line_that_takes_no_more_while_the_prompt_is_drawn_ends_the_session(world: World) -> None:
     """Bytes still come in and none goes out: what the prompt draws fails, and the session with it."""
-    world.people()
-    person, thread = world.console()
-    terminal(person)
-    log_in(person, "otto")
-    person.sees("builtin NO CONTROL>")
+    person, thread = at_prompt(world, "otto")
     person.type("setpoint 20kW\r")
     person.sees("until `setpoint off`")
     since = person.mark
@@ -282,12 +288,7 @@ def test_nobody_typing_logs_out_and_takes_the_setpoint_along(world: World) -> No
 
 @pytest.mark.parametrize("vt", [False, True])
 def test_a_flood_of_noise_is_thrown_away_and_the_session_lives(world: World, vt: bool) -> None:
-    world.people()
-    person, _ = world.console()
-    if vt:
-        terminal(person)
-    log_in(person, "anna")
-    person.sees("builtin NO CONTROL>")
+    person, _ = at_prompt(world, "anna", vt=vt)
     since = person.mark
     person.type("hold 1")  # what was begun must not be ended by noise
     person.type(b"\xaa\x1b\x55" * 40_000)
@@ -333,11 +334,7 @@ def test_a_damaged_account_file_says_what_to_do(world: World) -> None:
 
 
 def test_bytes_that_are_no_text_end_nothing_and_reach_nobodys_terminal(world: World) -> None:
-    world.people()
-    person, thread = world.console()
-    terminal(person)
-    log_in(person, "vera")
-    person.sees("builtin NO CONTROL>")
+    person, thread = at_prompt(world, "vera")
     for line in (b"\xff\xfe\r", b"\x11\x1b[2JEVIL\r", b"whoo\r"):
         since = person.mark
         person.type(line)
