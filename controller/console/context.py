@@ -24,10 +24,11 @@ from controller.console.line import Cancelled, Line, LoggedOut
 from controller.console.presence import Presence
 from controller.instance import Instance, InstanceError
 from controller.site import Site
+from controller.status import FRESH_NS
 from controller.store import TYPED, Store
 
 RENEW_S = 1.0
-FRESH_S = 0.5  # older: control does not tick, and nothing of it is now
+FRESH_S = FRESH_NS / 1e9  # older: control does not tick, and nothing of it is now
 HISTORY_NAME = "history.sqlite"
 
 

@@ -324,13 +324,12 @@ def show_limit(ctx: Context, words: list[str]) -> Iterable[str]:
     row = ctx.latest()
     _, image, site = ctx.running()
     yield from _stale(ctx)
-    own = image.operator_limits() or {}
-    left_s = (own.get("lease_until_ns", 0) - ctx.clock.monotonic_ns()) / 1e9
+    own = operate.standing_limits(image, ctx.clock)
+    left_s = (image.operator_limits()["lease_until_ns"] - ctx.clock.monotonic_ns()) / 1e9 if own else 0.0
     for name, (key, unit, text) in LIMIT_NAMES.items():
         value = row["lim"][key]
         shown = kw(value) if unit else f"{100 * value:.1f} %"
-        mine = own.get(key, math.inf) if left_s > 0 else math.inf
-        note = f"   set by an operator, another {left_s:.0f} s" if math.isfinite(mine) and mine == value else ""
+        note = f"   set by an operator, another {left_s:.0f} s" if own.get(key) == value else ""
         yield f"{name:<10} {shown:>12}   {text}{note}"
     up, down = (row["lim"][f"ramp_{way}_w_per_s"] / 1e3 for way in ("up", "down"))
     yield f"{'ramp':<10} {up:>7g} kW/s   rise of grid import; fall {down:g} kW/s"
