@@ -41,7 +41,7 @@ check: build
 test: build
 	@sh tests/apt.sh
 	@$(BIN)/python -m pytest -n 2 -m 'not realtime and not soak'
-	@$(BIN)/python -m pytest -m 'realtime and not soak'
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'realtime and not soak'
 
 bench: build
 	@sh tests/apt.sh

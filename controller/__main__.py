@@ -14,6 +14,7 @@ from controller import change, evidence
 from controller.commission import cli as commission
 from controller.problems import SiteError
 from controller.process import EXIT_BUSY, EXIT_INPUT, EXIT_NOT_RUNNING, EXIT_OK
+from controller.shelves import cli as shelves
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     change.add_parsers(commands)
     evidence.add_parsers(commands)
     commission.add_parser(commands)
+    shelves.add_parser(commands)
     commands.add_parser("version", help="version and build")
     return parser
 
@@ -75,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return {
             "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold,
-            "release": _release, "reset": _reset, "console": _console, "test": _test, "version": _version,
+            "release": _release, "reset": _reset, "console": _console, "test": _test, "shelves": shelves.main, "version": _version,
             **dict.fromkeys(evidence.COMMANDS, evidence.main), **dict.fromkeys(change.COMMANDS, change.main),
         }[args.command](args)  # fmt: skip
     except SiteError as e:

@@ -4,6 +4,7 @@
                    ── plant       the virtual cabinet, where the site is virtual
                    ── control     owns the buses; when it dies the PCS reverts by itself, and control is started again
                    ── supervisor  leases and records; started again at once
+                   ── shelves     reads what stands beside the tick, where the site has any; started again at once
 
 The image belongs to the parent, so that no child's death takes it away. SIGTERM: control ramps to 0 and leaves; a
 second one: 0 now.
@@ -125,8 +126,12 @@ class Parent:
         self.control.backoff.young_s = CONTROL_YOUNG_S
         burn = ["--burn"] if self.options.burn else []
         self.supervisor = Child("supervisor", ["controller.supervise", *self._common_argv(), *burn], self.clock, fds, self.log)
+        shelves = ["controller.shelves.reader", "--directory", str(self.directory), "--parent", str(os.getpid())]
+        self.shelves = Child("shelves", shelves, self.clock, (), self.log)
         self.instance.write()
         self.supervisor.start()
+        if self.site.shelves:
+            self.shelves.start()
         self._wait_for_lease()
         self.control.start()
         self._tell()
@@ -182,11 +187,14 @@ class Parent:
         if code is not None and not self._was_wanted(self.supervisor):
             wait_s = self.supervisor.plan_restart()
             say("ballast", f"supervisor {exit_words(code)}; started again" + (f" in {wait_s:.1f} s" if wait_s else ""))
+        if (code := self.shelves.reap()) is not None and not self.stopping:
+            wait_s = self.shelves.plan_restart()
+            say("ballast", f"shelves {exit_words(code)}; started again" + (f" in {wait_s:.1f} s" if wait_s else ""))
         if self.plant is not None and (code := self.plant.child.reap()) is not None and not self.stopping:
             say("ballast", f"the virtual cabinet {exit_words(code)}")
             self.code = EXIT_FAILED
             self.stop(2)
-        for child in (self.control, self.supervisor):
+        for child in (self.control, self.supervisor, self.shelves):
             if child.again_ns is not None and now_ns >= child.again_ns:
                 if why := child.start_again():
                     say("ballast", why)
@@ -369,7 +377,7 @@ class Parent:
         return True
 
     def _wait(self) -> None:
-        fds = [self.wake_r, *(fd for fd in (self.control.pidfd, self.supervisor.pidfd) if fd >= 0)]
+        fds = [self.wake_r, *(fd for fd in (self.control.pidfd, self.supervisor.pidfd, self.shelves.pidfd) if fd >= 0)]
         reading, writing = self.server.fds() if self.server is not None else ([], [])
         asked = [self.plant.fileno()] if self.plant is not None and self.plant.owes() else []
         ready = select.select([*fds, *reading, *asked], writing, [], POLL_S)
@@ -419,6 +427,7 @@ class Parent:
             if self.control.wait(LEAVE_S) is None:
                 self.control.send(signal.SIGKILL)
                 self.control.wait(1)
+            self.shelves.send(signal.SIGTERM)
             self.supervisor.send(signal.SIGTERM)
             if self.supervisor.wait(LEAVE_S) is None:
                 self.supervisor.send(signal.SIGKILL)

@@ -36,7 +36,7 @@ class Setting:
     high: float
     unit: str
     text: str
-    kind: str = "float"  # float, int, str
+    kind: str = "float"  # float, int, str; in rows also days, ints (a list of whole numbers), names (a list of texts)
     needed: bool = False  # must stand in a user's file
     how: str = LIVE  # how it changes while the site runs: see HOW
 
@@ -113,7 +113,7 @@ _ROWS = (
 SETTINGS: dict[str, Setting] = {row.key: row for row in _ROWS}
 SECTIONS = tuple(dict.fromkeys(row.section for row in SETTINGS.values()))
 
-# Rows of the arrays of tables: [[bus]], [[device]], [[schedule]].
+# Rows of the arrays of tables: [[bus]], [[device]], [[shelf]], [[schedule]].
 _PORT_TEXT = 'serial port, "tcp://host:502", "can:IFACE", "slcan:TTY"; the virtual cabinet: "virtual", "virtual-tcp", "virtual-can"'
 _LATENCY_TEXT = "TCP only: a request's way there and its answer's way back, without turnaround"
 _BITRATE_TEXT = "CAN: rate of the bus; SocketCAN has it from `ip link`"
@@ -139,6 +139,21 @@ DEVICE = {
         Setting("bus", None, 1, 20, "", "the bus it answers on", "str", needed=True, how=RESTART),
         Setting("unit", None, 0, 255, "", _UNIT_TEXT, "int", needed=True, how=RESTART),
         Setting("profile", "sunspec", 1, 200, "", '"sunspec", a profile\'s name, or the path of a profile file', "str", how=RESTART),
+    )
+}
+_SHELF_UNITS = "addresses, one device each; without it every address that the profile knows is asked"
+_SHELF_ALLOW = "what may be written to these devices, by the names of the profile's [[write]] rows; default: nothing"
+SHELF = {
+    row.key: row
+    for row in (
+        Setting("name", None, 1, 20, "", "short name; its devices are called NAME.UNIT", "str", needed=True, how=START),
+        Setting("port", None, 1, 200, "", "serial port; several shelves may share one, no [[bus]] may", "str", needed=True, how=START),
+        Setting("profile", None, 1, 200, "", "a shelf profile's name, or the path of a profile file", "str", needed=True, how=START),
+        Setting("units", None, 1, 255, "", _SHELF_UNITS, "ints", how=START),
+        Setting("baud", None, 1200, 4_000_000, "Bd", "line speed; default: the profile's", "int", how=START),
+        Setting("parity", None, 1, 1, "", "E, O or N; default: the profile's", "str", how=START),
+        Setting("stop_bits", 1, 1, 2, "", "1 or 2", "int", how=START),
+        Setting("allow", None, 1, 40, "", _SHELF_ALLOW, "names", how=START),
     )
 }
 SCHEDULE = {
@@ -283,7 +298,7 @@ def markdown() -> str:
         for r in rows:
             default = "**needed**" if r.needed else "derived" if r.default is None else f"`{r.default}`"
             lines.append(f"| `{r.name}` | {default} | {range_text(r)} | {r.how} | {r.text} |")
-    for title, table in (("[[bus]]", BUS), ("[[device]]", DEVICE), ("[[schedule]]", SCHEDULE)):
+    for title, table in (("[[bus]]", BUS), ("[[device]]", DEVICE), ("[[shelf]]", SHELF), ("[[schedule]]", SCHEDULE)):
         lines += ["", f"## {title}", "", "| key | default | changes | meaning |", "| --- | --- | --- | --- |"]
         for r in table.values():
             default = "**needed**" if r.needed else "" if r.default is None else f"`{r.default}`"

@@ -95,6 +95,20 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Shelf:
+    """Devices of one kind on one serial port beside the tick: read by a process of their own, never part of the plan."""
+
+    name: str
+    port: str
+    profile: str
+    units: tuple[int, ...]
+    baud: int
+    parity: str
+    stop_bits: int = 1
+    allow: tuple[str, ...] = ()  # what may be written
+
+
+@dataclass(frozen=True)
 class ScheduleRow:
     """base_w is added to the target of grid import from `start_s` to `end_s` (seconds of the local day; end <= start:
     the next day).
@@ -115,6 +129,7 @@ class Site:
     buses: list[Bus]
     devices: list[Device]
     schedule: list[ScheduleRow]
+    shelves: list[Shelf] = field(default_factory=list)
     plant: dict[str, Value] = field(default_factory=dict)  # overrides meant for the virtual cabinet
     notes: list[str] = field(default_factory=list)
 
@@ -151,6 +166,7 @@ class Site:
             buses=[Bus(**row) for row in data["buses"]],
             devices=[Device(**row) for row in data["devices"]],
             schedule=[ScheduleRow(r["start_s"], r["end_s"], tuple(r["days"]), r["base_w"]) for r in data["schedule"]],
+            shelves=[Shelf(**row | {"units": tuple(row["units"]), "allow": tuple(row["allow"])}) for row in data["shelves"]],
             plant=dict(data["plant"]),
             notes=list(data["notes"]),
         )
@@ -163,7 +179,7 @@ class Site:
     def settings_hash(self) -> str:
         """sha256 of everything that decides what the kernel does; stands in each segment of a record."""
         data = self.to_dict()
-        for key in ("file", "notes", "plant"):
+        for key in ("file", "notes", "plant", "shelves"):
             data.pop(key)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
@@ -192,7 +208,7 @@ def load(
             remedy = walk.near(key, [*SETTINGS, *walk.row_keys(raw)])
             problems.append(Problem(label, key, value, "no such setting of this site", remedy))
     values = walk.settings(raw, label, problems)
-    buses, devices, rows = walk.tables(raw, label, problems)
+    buses, devices, shelves, rows = walk.tables(raw, label, problems)
     site = Site(
         file=label,
         values=values,
@@ -202,6 +218,9 @@ def load(
         plant=plant,
     )
     from controller.relations import check  # not at the top: relations names Site
+    from controller.shelves.rules import bind
+
+    site.shelves = bind(shelves, site, problems)
 
     if not walk.stands(raw, SETTINGS["load.peak_w"]):
         site.notes.append("load.peak_w is not given: taken to stay within grid.feeder_w, and not checked")

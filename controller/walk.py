@@ -18,6 +18,7 @@ from controller.settings import (
     SECTIONS,
     SERIAL_KEYS,
     SETTINGS,
+    SHELF,
     TCP_KEYS,
     Setting,
     Value,
@@ -27,7 +28,7 @@ from controller.settings import (
 )
 from hal import tcp
 
-ARRAYS: dict[str, dict[str, Setting]] = {"bus": BUS, "device": DEVICE, "schedule": SCHEDULE}
+ARRAYS: dict[str, dict[str, Setting]] = {"bus": BUS, "device": DEVICE, "shelf": SHELF, "schedule": SCHEDULE}
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -83,7 +84,7 @@ def stands(raw: Mapping[str, Any], row: Setting) -> bool:
 
 
 def tables(raw: Mapping[str, Any], label: str, problems: list[Problem]) -> tuple[list[dict[str, Any]], ...]:
-    """The rows of [[bus]], [[device]] and [[schedule]] that are whole and right."""
+    """The rows of [[bus]], [[device]], [[shelf]] and [[schedule]] that are whole and right."""
     out = []
     for name, known in ARRAYS.items():
         rows = raw.get(name, [])
@@ -137,6 +138,8 @@ def _one(key: str, name: str, value: Any, known: Mapping[str, Setting], label: s
         return _text(key, setting, value, label, problems)
     if setting.kind == "days":
         return _days(key, value, label, problems)
+    if setting.kind in ("ints", "names"):
+        return _list(key, setting, value, label, problems)
     return _number(key, name, setting, value, label, problems)
 
 
@@ -190,6 +193,20 @@ def _days(key: str, value: Any, label: str, problems: list[Problem]) -> list[int
         problems.append(Problem(label, key, value, "is no list of weekdays", 'write ["mon", "tue"]'))
         return None
     return sorted({DAYS.index(day.lower()[:3]) for day in rows})
+
+
+def _list(key: str, setting: Setting, value: Any, label: str, problems: list[Problem]) -> list[Any] | None:
+    if setting.kind == "names":
+        bad = not isinstance(value, list) or any(not isinstance(x, str) or not setting.low <= len(x) <= setting.high for x in value)
+        remedy = f'write {setting.key} = ["name", ...]'
+    else:
+        whole = isinstance(value, list) and value != [] and all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+        bad = not whole or any(not setting.low <= x <= setting.high for x in value)
+        remedy = f"write {setting.key} = [1, 2, ...], each {range_text(setting)}"
+    if bad:
+        problems.append(Problem(label, key, value, "is no such list", remedy))
+        return None
+    return list(value)
 
 
 def put(raw: dict[str, Any], key: str, value: Any) -> bool:

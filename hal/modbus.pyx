@@ -84,7 +84,8 @@ cdef int rtu_build(RtuMaster* m, int unit, int fc, int addr, int count, const ui
     cdef int n = MBAP_HEAD if m.mbap else 0
     cdef uint16_t c
     # Unit 0 on a line is a broadcast: nobody answers it, so nothing built on answers may use it. Over TCP it is the device itself.
-    if m.state != RTU_IDLE or not (reads or writes) or unit < (0 if m.mbap else 1) or unit > (255 if m.mbap else 247):
+    # 248 to 255 are reserved by the standard, and used by power shelves: for devices of the tick the site file refuses them.
+    if m.state != RTU_IDLE or not (reads or writes) or unit < (0 if m.mbap else 1) or unit > 255:
         return -1
     if reads and (count < 1 or count > 125 or addr < 0 or addr + count > 65536):
         return -1

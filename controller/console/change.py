@@ -11,7 +11,7 @@ from controller import desk
 from controller.console.accounts import ROLES, wait_words
 from controller.console.commands import Command
 from controller.console.context import Context, Refused, wrap
-from controller.console.line import Cancelled, LoggedOut
+from controller.console.line import Cancelled, Idle, LoggedOut, Noise
 from controller.console.trend import split_for
 from controller.problems import Problem
 from controller.settings import SETTINGS, range_text
@@ -312,8 +312,8 @@ class _Talk:
                 if found is not None:
                     return found
                 self.say(f"one of {', '.join(choices)}")
-        except (Cancelled, LoggedOut):
-            raise Interrupted("Ctrl-C") from None
+        except (Cancelled, LoggedOut) as e:
+            raise Interrupted("Ctrl-C" if isinstance(e, Cancelled) else "Ctrl-D") from None
 
     def wait(self, seconds: float, note: str = "") -> None:
         from controller.commission.talk import Interrupted
@@ -342,14 +342,16 @@ def commission(ctx: Context, words: list[str]) -> None:
     busy = [s for s in ctx.presence.others() if s.holds == "test"]
     if busy:
         raise Refused(f"{busy[0].user} on {busy[0].line} is at it")
+    talk, maps = _Talk(ctx), remembered(Path(instance.directory), site) or []
+    rig = Rig(instance, image, site, maps, ctx.clock, talk, author=ctx.author, ask_desk=lambda request: desk.ask(instance, request))
     held = ctx.presence.own.holds
     ctx.presence.holds("test")
     ctx.audit("test", " ".join(words) or "guided commissioning")
     idle_s, ctx.line.idle_s = ctx.line.idle_s, max(ctx.line.idle_s, 3600.0) if ctx.line.idle_s else 0.0
     try:
-        talk, maps = _Talk(ctx), remembered(Path(instance.directory), site) or []
-        rig = Rig(instance, image, site, maps, ctx.clock, talk, author=ctx.author, ask_desk=lambda request: desk.ask(instance, request))
         results = Results.of(site.name)
+        if results.note:
+            talk.say(results.note)
         if what == "list":
             guide.overview(rig, results, talk)
         elif what == "report":
@@ -357,7 +359,10 @@ def commission(ctx: Context, words: list[str]) -> None:
         else:
             guide.run(rig, results, talk, what)
     except Interrupted as e:
-        ctx.line.say(f"stopped ({e}); the battery is released, `test` goes on from here")
+        talk.say(f"stopped ({e}); {rig.parting()}; `test` goes on from here")
+    except (Idle, Noise):
+        talk.say(f"stopped; {rig.parting()}")
+        raise
     except OSError as e:
         raise Refused(f"{e.filename or 'results'}: {e.strerror or e}") from None
     finally:

@@ -106,6 +106,7 @@ def hall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
 
 @pytest.fixture(autouse=True)
 def empty_room(hall: Hall) -> Iterator[None]:
+    hall.live.grid(head=hall.live.image.head)  # whatever the one before did to the site is over
     yield
     hall.leave()
     hall.live.ballast("release")

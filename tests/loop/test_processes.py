@@ -57,7 +57,7 @@ class Hall:
         done = self.live.ballast("hold", f"{watts:g}", "--for", "600")
         assert done.returncode == 0, done.stderr
         until(lambda: abs(self.live.out["p_cmd_w"] - watts) < 1, 20, "the hold")
-        time.sleep(0.2)
+        until(lambda: abs(self.cabinet.power(0)[1][-1] - watts) < 100, 5, "the hold's power in the cabinet")
 
     def release(self) -> None:
         assert self.live.ballast("release").returncode == 0
