@@ -159,6 +159,7 @@ class Accounts:
         if role not in ROLES:
             raise AccountError(f"{role!r} is no role: {', '.join(ROLES)}")
         check_password(name, password)
+        made = _made(role, password)  # takes its time: before the others have to wait
         with self._locked():
             book = self._read()
             if first and book.users:
@@ -169,7 +170,7 @@ class Accounts:
                 raise AccountError(f"user {name} exists")
             if len(book.users) >= MAX_USERS:
                 raise AccountError(f"{MAX_USERS} accounts exist, more are not kept")
-            book.users[name] = _made(role, password)
+            book.users[name] = made
             self._write(book)
 
     def remove(self, name: str) -> None:

@@ -164,8 +164,8 @@ def test_an_operator_at_work(hall: Hall, program: str) -> None:
     person.type("settings set grid.import_limit_w 440kW")
     person.sees("needs the role engineer; otto is")
     person.type("top")
-    screen = person.sees("wake p50")
-    assert "ballast builtin GRID" in screen and "setpoint operator" in screen and "bus a" in screen, screen
+    screen = person.sees("bus a")  # the last row of the picture
+    assert "ballast builtin GRID" in screen and "setpoint operator" in screen and "wake p50" in screen, screen
     person.keys("q")
     person.sees("builtin GRID>")
     person.type("trend p_cmd_w 10s")
