@@ -227,7 +227,8 @@ def _hold(args: argparse.Namespace) -> int:
     value_w, lease_s = operate.parse_power(args.power, site), operate.parse_lease(args.for_s)
     number = operate.hold(running, open_image(running, writable=True), value_w, lease_s, RealClock())
     print(
-        f"command {number}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s, or until `ballast release`; limits stay in force"
+        f"{operate.named(number)}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s, or until `ballast release`; "
+        "limits stay in force"
     )
     return EXIT_OK
 
@@ -239,7 +240,7 @@ def _release(args: argparse.Namespace) -> int:
 
     running = find(args.site)
     number = operate.release(running, open_image(running, writable=True), RealClock())
-    print(f"command {number}: released; the battery follows the load")
+    print(f"{operate.named(number)}: released; the battery follows the load")
     return EXIT_OK
 
 
@@ -250,7 +251,7 @@ def _reset(args: argparse.Namespace) -> int:
 
     running = find(args.site)
     number = operate.reset(running, open_image(running, writable=True), RealClock())
-    print(f"command {number}: reset asked; FAULT ends when its causes are gone (`ballast status` names them)")
+    print(f"{operate.named(number)}: reset asked; FAULT ends when its causes are gone (`ballast status` names them)")
     return EXIT_OK
 
 

@@ -233,5 +233,11 @@ def test_a_hold_acts_though_the_audit_trail_cannot_be_written(tmp_path: Path, ca
     (tmp_path / "file").write_text("")
     image = ProcessImage.create()
     here = Instance("s", os.getpid(), 1, image.fd, str(tmp_path), str(tmp_path / "file" / "h.sqlite"))
-    assert operate.hold(here, image, 0.0, 60.0, ManualClock(1)) == 0
+    clock = ManualClock(5 * 10**9)
+    number = operate.hold(here, image, 0.0, 60.0, clock)
     assert image.setpoint(core.SLOT_OPERATOR)["kind"] == core.SP_HOLD and "without an entry" in capsys.readouterr().err
+    assert not operate.noted(number) and operate.word(image, clock).id == number
+    clock.t_ns += 1
+    other = operate.hold(here, image, 1e3, 60.0, clock)
+    assert other != number and not operate.renew(image, number, clock), "nobody renews another's"
+    assert operate.renew(image, other, clock)
