@@ -124,9 +124,9 @@ class _Reader:
     def pairs(self, key: str) -> tuple[tuple[int, float], ...]:
         def ok(v: Any) -> bool:
             rows = v if isinstance(v, list) and len(v) <= 16 else [None]
-            return all(isinstance(p, list) and len(p) == 2 and _is_int(p[0]) and _is_number(p[1]) for p in rows)
+            return all(isinstance(p, list) and len(p) == 2 and _is_int(p[0]) and abs(p[0]) < 1 << 63 and _is_number(p[1]) for p in rows)
 
-        return tuple((int(a), float(b)) for a, b in self.get(key, [], ok, "at most 16 pairs [raw, value]"))
+        return tuple((int(a), float(b)) for a, b in self.get(key, [], ok, "at most 16 pairs [raw, value], raw within 64 bits"))
 
     def rows(self, key: str) -> list[Any]:
         return list(self.get(key, [], lambda v: isinstance(v, list), f"[[{key}]] tables"))
@@ -176,6 +176,13 @@ def _coding(r: _Reader) -> dict[str, Any]:
     return coding
 
 
+def no_zero(r: _Reader, source: str, coding: dict[str, Any]) -> None:
+    """Faults the range of a power that leaves 0 out: what is sent is held within it, a command of 0 too."""
+    if source in POWERS and not coding["lo"] <= 0.0 <= coding["hi"]:
+        why = "holds no 0: a command of 0 would be sent as power"
+        r.fault("range", [coding["lo"], coding["hi"]], why, "[lowest, highest] in SI with 0 between them")
+
+
 def _read_row(r: _Reader, role: str) -> Field | None:
     signal = r.choice("signal", ..., ROLE_SIGNALS.get(role, ()))
     coding = _coding(r)
@@ -219,6 +226,7 @@ def _register(r: _Reader) -> Encode | None:
     coding = _coding(r)
     toward_zero = r.flag("toward_zero", source in POWERS)
     wrap = r.flag("wrap", False)
+    no_zero(r, source, coding)
     r.leftovers()
     if coding["addr"] is None or coding["type"] is None:
         return None

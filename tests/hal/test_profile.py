@@ -67,6 +67,7 @@ def why(text: str) -> list[str]:
         (HEAD + ROW + "nan = [4294967296]\n", "read[0].nan"),
         (HEAD + ROW + "bit = 3\n", "read[0].type"),
         (HEAD + ROW + "colour = 1\n", "read[0].colour"),
+        (HEAD + ROW.replace("f32", "u64") + "map = [[9223372036854775808, 1.0]]\n", "at most 16 pairs"),
         (HEAD + ROW + "range = [5.0, 1.0]\n", "read[0].range"),
         (HEAD + "window_ms = -1\n" + ROW, "window_ms"),
         (HEAD.replace("meter", "toaster") + ROW, "role"),
@@ -111,6 +112,14 @@ def test_a_setpoint_in_flash_is_refused_for_cyclic_writing(value: str) -> None:
 )
 def test_writes_are_blocks_without_holes(more: str, text: str) -> None:
     assert any(text in p for p in why(PCS + WRITE.format('cyclic_write = "ok"', more)))
+
+
+@pytest.mark.parametrize("limits", ["[1000.0, 5000.0]", "[-5000.0, -1.0]"])
+@pytest.mark.parametrize("source", ["p_cmd_w", "q_cmd_var"])
+def test_a_command_of_zero_is_within_the_range(source: str, limits: str) -> None:
+    text = PCS + WRITE.format('cyclic_write = "ok"', "").replace('source = "p_cmd_w"', f'source = "{source}", range = {limits}')
+    assert any("holds no 0: a command of 0 would be sent as power" in p for p in why(text))
+    assert parse_profile(text.replace(limits, "[-5000.0, 5000.0]")).writes[0].encodes[0].lo == -5000.0
 
 
 def test_fc06_writes_one_register_and_fc23_reads() -> None:
