@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from hal.rows import DeviceMap
 
 MAX_FRAMES, MAX_SIGNALS, MAX_TRANSMITS = 64, 256, 16  # of one bus
+MAX_CAN_DEVICES = 16  # of one bus: MAX_DEV of canscan.pxd
 CHECKSUMS = ("none", "crc8_j1850", "xor", "sum")  # order = SUM_* of can.pxd
 PURPOSES = ("command", "cyclic")
 # What a transmitted signal may carry: fields of Outputs, and `operate`: 1 from OP_START (or a live converter) to OP_STOP.
