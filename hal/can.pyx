@@ -149,8 +149,8 @@ cdef int can_encode(const SigRow* row, double value, uint8_t* data) noexcept nog
     if not isfinite(x):
         return -1
     x = row.lo if x < row.lo else row.hi if x > row.hi else x
-    x = (row.sign * x - row.offset) / row.scale
     if row.is_float:
+        x = (row.sign * x - row.offset) / row.scale
         if row.length == 32:
             f = <float>(3.4e38 if x > 3.4e38 else -3.4e38 if x < -3.4e38 else x)
             memcpy(&raw32, &f, 4)
@@ -158,8 +158,10 @@ cdef int can_encode(const SigRow* row, double value, uint8_t* data) noexcept nog
         else:
             memcpy(&raw, &x, 8)
     else:
-        # The tiny factor keeps 12.3 / 0.1 from falling to 122: a decimal scale is never exact in binary.
-        x = trunc(x * (1.0 + 1e-12)) if row.toward_zero else rint(x)
+        if row.toward_zero:             # as encode() of codec.pyx: toward the raw number that says 0
+            x = trunc(row.sign * x / row.scale * (1.0 + 1e-12)) + rint(-row.offset / row.scale)
+        else:
+            x = rint((row.sign * x - row.offset) / row.scale)
         top = <double>((<uint64_t>1 << (row.length - row.is_signed if row.length - row.is_signed < 53 else 53)) - 1)
         bottom = -top if row.is_signed else 0.0
         if row.wrap and fabs(x) < 9.0e15:

@@ -297,7 +297,8 @@ def _sent(c: _Context, where: str, row: Any, h: _Head | None) -> Signal | None:
     r.leftovers()
     if coding is None:
         return None
-    no_zero(r, source, coding)
+    top = 2 ** min(coding["length"] - coding["signed"], 53) - 1
+    no_zero(r, source, coding, None if coding["real"] else (-top if coding["signed"] else 0, top), wrap)
     s = Signal(name=source, const=float(const or 0.0), toward_zero=toward_zero, wrap=wrap, **coding)
     if h is not None and s.place.last_byte >= h.length:
         r.fault("start", s.start, f"lies outside the {h.length} bytes of the frame", "another place, or a longer frame")

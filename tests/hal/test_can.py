@@ -115,9 +115,13 @@ def test_sign_magnitude_map_sentinel_range_and_a_short_frame() -> None:
     assert decode_signal(Signal("x", 7, 12, "big"), b"\x01")[1] == "short"
 
 
-@given(st.floats(-1e9, 1e9), st.sampled_from([1, -1]), st.sampled_from([1.0, 10.0, 100.0]))
-def test_a_power_never_grows_by_rounding_or_saturation(value: float, sign: int, scale: float) -> None:
-    s = Signal("p_cmd_w", 0, 16, "little", True, scale=scale, sign=sign, toward_zero=True)
+@given(
+    st.one_of(st.floats(-1e9, 1e9), st.floats(-40_000.0, 40_000.0)), st.sampled_from([1, -1]), st.sampled_from([1.0, 10.0, 100.0]),
+    st.booleans(), st.integers(0, 32767),
+)  # fmt: skip
+def test_a_power_never_grows_by_rounding_or_saturation(value: float, sign: int, scale: float, signed: bool, zero: int) -> None:
+    """`zero`: the raw number that says 0 W."""
+    s = Signal("p_cmd_w", 0, 16, "little", signed, scale=scale, offset=-zero * scale, sign=sign, toward_zero=True)
     data = encode_signal(s, value, bytes(8))
     assert data is not None
     back = decode_signal(s, data)[0]

@@ -196,6 +196,9 @@ signals = [{ source = "p_cmd_w", start = 0, length = 24, signed = true }]
         ("signed = true", "signed = true, mux = { start = 60, length = 8, value = 1 }", "'mux 1': lies outside the 8 bytes"),
         ("signed = true", "signed = true, range = [1000.0, 5000.0]", "holds no 0: a command of 0 would be sent as power"),
         ("signed = true", "signed = true, range = [-5000.0, -1.0]", "holds no 0: a command of 0 would be sent as power"),
+        ("signed = true", "offset = -8388608.5", "its raw number 8.38861e+06 is no integer from 0 to 16777215"),
+        ("signed = true", "offset = 1.0", "its raw number -1 is no integer from 0"),
+        ("signed = true", "signed = true, wrap = true", "a power beyond the field would be sent as another one"),
     ],
 )
 def test_a_bad_transmit_says_what_is_wrong(old: str, new: str, words: str) -> None:

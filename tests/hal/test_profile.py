@@ -122,6 +122,23 @@ def test_a_command_of_zero_is_within_the_range(source: str, limits: str) -> None
     assert parse_profile(text.replace(limits, "[-5000.0, 5000.0]")).writes[0].encodes[0].lo == -5000.0
 
 
+@pytest.mark.parametrize(
+    ("coding", "words"),
+    [
+        ("type = \"u16\", offset = -32768.5", "its raw number 32768.5 is no integer from 0 to 65535"),
+        ("type = \"u16\", scale = 10.0, offset = -1005.0", "its raw number 100.5 is no integer"),
+        ("type = \"u16\", offset = 1000.0", "its raw number -1000 is no integer from 0"),
+        ("type = \"i16\", offset = 40000.0", "its raw number -40000 is no integer from -32767 to 32767"),
+        ("type = \"u16\", wrap = true", "a power beyond the field would be sent as another one"),
+    ],
+)
+def test_a_power_has_a_raw_number_for_zero_and_does_not_turn_over(coding: str, words: str) -> None:
+    text = PCS + WRITE.format('cyclic_write = "ok"', "")
+    good = text.replace('type = "i16"', 'type = "u16", scale = 0.1, offset = -3276.8')
+    assert good != text and parse_profile(good).writes[0].encodes[0].offset == -3276.8
+    assert any(words in p for p in why(text.replace('type = "i16"', coding)))
+
+
 def test_fc06_writes_one_register_and_fc23_reads() -> None:
     assert any("FC06" in p for p in why(PCS + WRITE.format('cyclic_write = "ok"\nfc = 6', ', {address = 201, type = "u16", const = 1}')))
     assert any("FC23" in p for p in why(PCS + WRITE.format('cyclic_write = "ok"\nfc = 23', "")))
