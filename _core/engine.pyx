@@ -7,7 +7,7 @@ A tick: fast reads go out; when the last fast answer is in, or at its deadline, 
 import os
 import resource
 
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, itimerspec, timespec
@@ -223,7 +223,8 @@ cdef int64_t core_next(const Core* c) noexcept nogil:
 # ---------------------------------------------------------------- real time
 
 cdef int fd_send(Bus* b, const uint8_t* buf, int n, int64_t now_ns) noexcept nogil:
-    """One write() a frame. What the kernel does not take at once is lost and counted: a half frame is garbage anyway."""
+    """One write() a frame. What the kernel does not take at once is lost and counted: a half frame is garbage anyway. A full queue (of a CAN
+    interface whose frames nobody acknowledges, or that is bus-off) is no lost port: reading goes on."""
     cdef ssize_t k
     if b.fd < 0:
         return -1
@@ -234,7 +235,7 @@ cdef int fd_send(Bus* b, const uint8_t* buf, int n, int64_t now_ns) noexcept nog
     if k == n:
         return n
     b.stats.unsent += 1
-    if k < 0 and errno != EAGAIN and errno != EINTR:
+    if k < 0 and errno != EAGAIN and errno != EINTR and errno != ENOBUFS:
         b.lost = 1
     return <int>k
 

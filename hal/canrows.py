@@ -22,14 +22,13 @@ OPERATE = "operate"
 
 @dataclass(frozen=True)
 class Frame:
-    """One CAN frame as data."""
+    """One classic CAN frame as data: id of 11 bits (ext: 29), at most 8 bytes."""
 
     id: int
     data: bytes = b""
     ext: bool = False
     rtr: bool = False
     err: bool = False
-    fd: bool = False
 
 
 @dataclass(frozen=True)

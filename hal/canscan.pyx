@@ -11,18 +11,15 @@ Frames are stamped with the engine's clock when they are read, less their time o
 kernel timestamp, and wakes within some 0.1 ms of a frame.
 """
 
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.math cimport NAN
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from posix.unistd cimport write
 
 from _core.engine cimport Bus, BusPort
 from _core.image cimport DeviceStats, Group, OP_NONE, OP_START, Q_BAD, Q_GOOD
 from hal.can cimport (
-    CANFD_STRUCT, S_OK, S_OTHER, SL_ERROR, SL_FRAME, SL_JUNK, SL_MORE, SL_STATUS, SLCAN_LINE, CanFrame, can_bits, can_checksum, can_decode, can_encode,
+    S_OK, S_OTHER, SL_ERROR, SL_FRAME, SL_JUNK, SL_MORE, SL_STATUS, SLCAN_LINE, CanFrame, can_bits, can_checksum, can_decode, can_encode,
     can_get, can_last_byte, can_put, fill_signal, slcan_feed, slcan_next, slcan_reset, slcan_status, slcan_write, socket_error, socket_read,
     socket_write,
 )
@@ -31,8 +28,7 @@ from _core.image import OUTPUTS, SIGNALS
 from hal.canrows import CHECKSUMS, OPERATE
 
 cdef int64_t POLL_NS = 1000000000           # slcan: how often the adapter is asked for its flags
-cdef int64_t STALE_NS = 50000000            # as the engine's own send: composed before a halt, not sent after it
-DEAF_PERIODS, DEAF_MS = 2.5, 25.0          # feedback of a converter: periods and ms without it until nothing is followed
+DEAF_PERIODS, DEAF_MS = 2.5, 25.0           # a frame that the pcs group needs: periods and ms without it until nothing is followed
 cdef enum:
     POLLS_MOST = 3                          # an adapter that never answers F is not asked again
     RUNNING = 3                             # 701.InvSt
@@ -247,7 +243,7 @@ cdef void _frame(Bus* b, CanCtx* c, const CanFrame* frame, int64_t now) noexcept
 
 cdef int _out(Bus* b, CanCtx* c, const CanFrame* f, int64_t now) noexcept nogil:
     """One frame to the wire, whole or not at all. False: the port did not take it."""
-    cdef uint8_t buf[CANFD_STRUCT]
+    cdef uint8_t buf[SLCAN_LINE]            # a struct can_frame is shorter
     cdef int n = socket_write(f, buf) if c.socket else slcan_write(f, buf)
     if b.send(b, buf, n, now) != n:
         return False
@@ -400,25 +396,6 @@ cdef void _on_open(Bus* b, int64_t now) noexcept nogil:
     b.deadline_ns = INT64_MAX
 
 
-cdef int _socket_send(Bus* b, const uint8_t* buf, int n, int64_t now) noexcept nogil:
-    """As the engine's own, but a full queue (nobody acknowledges, bus-off) is no lost port: it fills again and again, and reading goes on."""
-    cdef timespec t
-    cdef ssize_t k
-    if b.fd < 0:
-        return -1
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    if <int64_t>t.tv_sec * 1000000000 + t.tv_nsec - now > STALE_NS:
-        b.stats.unsent += 1
-        return -1
-    k = write(b.fd, buf, n)
-    if k == n:
-        return n
-    b.stats.unsent += 1
-    if k < 0 and errno != EAGAIN and errno != EINTR and errno != ENOBUFS:
-        b.lost = 1
-    return <int>k
-
-
 # ---------------------------------------------------------------- tables
 
 cdef void* _alloc(size_t n, size_t size) except NULL:
@@ -566,8 +543,6 @@ cdef class CanScan(BusPort):
         self.bus.on_time = _on_time
         self.bus.on_outputs = _on_outputs
         self.bus.on_open = _on_open
-        if self.c.socket:
-            self.bus.send = _socket_send
 
     def __dealloc__(self):
         free(self.c.rx)
