@@ -24,7 +24,7 @@ from hal.can cimport (
     socket_write,
 )
 
-from _core.image import OUTPUTS, SIGNALS
+from _core.image import GROUPS, OUTPUTS, SIGNALS
 from hal.canrows import CHECKSUMS, OPERATE
 
 cdef int64_t POLL_NS = 1000000000           # slcan: how often the adapter is asked for its flags
@@ -142,8 +142,12 @@ cdef void _lose_part(Bus* b, CanCtx* c, int part) noexcept nogil:
             _gate(b, c, c.sig[i].gate)
         elif not c.sig[i].needed:
             _put(b, c, &c.sig[i], NAN)
-    if p.judged:
-        _stamp(b, c, p.group)
+    if not p.judged:
+        return
+    _stamp(b, c, p.group)
+    for i in range(c.n_rx):                 # who comes back may be another: an identity of before the silence proves nothing
+        if c.rx[i].dev == f.dev and c.rx[i].ident_ok > 0:
+            c.rx[i].ident_ok = 0
 
 
 cdef void _judge(Bus* b, CanCtx* c, int dev, int64_t now) noexcept nogil:
@@ -293,6 +297,17 @@ cdef bint _commandable(Bus* b, CanCtx* c, int dev) noexcept nogil:
     return (s.alive and s.verified == 1) or (c.dev[dev].proven and b.outputs.p_cmd_w == 0.0)
 
 
+cdef bint _deaf(Bus* b, CanCtx* c, int64_t now) noexcept nogil:
+    """Nobody acknowledges a CAN command to its sender: the converter's own frames are the only sign that it listens."""
+    cdef int i
+    if b.inputs.pcs.g.quality != Q_GOOD:
+        return True
+    for i in range(c.n_part):
+        if c.part[i].judged and c.part[i].group == c.pcs and now - c.part[i].rx_ns > c.rx[c.part[i].frame].deaf_ns:
+            return True
+    return False
+
+
 cdef void _poll(Bus* b, CanCtx* c, int64_t now) noexcept nogil:
     """Once a second the adapter's flags: slcan has no error frames."""
     cdef uint8_t ask[2]
@@ -342,6 +357,8 @@ cdef void _on_bytes(Bus* b, const uint8_t* buf, int n, int64_t now) noexcept nog
             b.stats.overruns = c.errors.overrun
         elif what == SL_ERROR:
             c.errors.refused += 1
+            if c.command >= 0 and b.outputs.gate == 1:
+                b.inputs.pcs_deaf = 1       # it does not say what it refused: perhaps the command
         elif what == SL_JUNK:
             c.errors.junk += 1
             b.stats.long_frames += 1
@@ -364,8 +381,7 @@ cdef void _on_outputs(Bus* b, int64_t tick, int64_t now) noexcept nogil:
         sent = _commandable(b, c, t.dev) and _fill(b, c, t) and _out(b, c, &t.f, now)
         if sent:
             c.command_end_ns = now + can_bits(&t.f) * c.bit_ns
-        # nobody acknowledges a CAN command to its sender: the converter's own frames are the only sign that it listens
-        b.inputs.pcs_deaf = b.outputs.gate == 1 and (not sent or b.inputs.pcs.g.quality != Q_GOOD or now - b.inputs.pcs.g.rx_ns > c.deaf_ns)
+        b.inputs.pcs_deaf = b.outputs.gate == 1 and (not sent or _deaf(b, c, now))
     for i in range(c.n_tx):
         t = &c.tx[i]
         if t.period_ns == 0 or now < t.next_ns or (t.live and not _commandable(b, c, t.dev)):
@@ -436,6 +452,8 @@ cdef object _fill_received(CanCtx* c, list frames):
         r.ident0, r.n_ident = n_ident, len(f.identity)
         r.min_len = max((x.place.last_byte + 1 for x in f.signals if x.needed and x.length), default=0)
         r.lost_ns, r.back_ns, r.ctr_last = round(f.lost_ms * 1e6), round(0.5e6 * (device.window_ms + device.update_ms)), -1
+        turns = len({x.mux.value for x in f.signals if x.mux}) or 1    # each multiplexer number comes when all have had theirs
+        r.deaf_ns = round(1e6 * max(DEAF_PERIODS * turns * f.period_ms, DEAF_MS))
         if f.counter:
             r.ctr_start, r.ctr_length, r.ctr_big = f.counter.start, f.counter.length, f.counter.byte_order == "big"
         if f.checksum:
@@ -451,8 +469,6 @@ cdef object _fill_received(CanCtx* c, list frames):
             s.gate = gates.get((dev, x.name), -1)
             c.n_sig += 1
     c.n_rx = len(frames)
-    told = [f.period_ms for _, _, f in frames if any(x.name == "batt_p_w" for x in f.signals)]
-    c.deaf_ns = round(1e6 * max(DEAF_PERIODS * min(told, default=0.0), DEAF_MS))
 
 
 def _part_of(x):
@@ -470,7 +486,10 @@ cdef object _fill_groups(CanCtx* c, list frames):
             of = by_group.setdefault(key[1], {})
             of[key] = of.get(key, False) or x.needed
     parts = {}
+    c.pcs = -1
     for offset, of in by_group.items():
+        if offset == GROUPS["pcs"]:
+            c.pcs = c.n_group
         judged = [key for key, needed in of.items() if needed] or list(of)
         c.group[c.n_group].offset, c.group[c.n_group].part0, c.group[c.n_group].n_part = offset, c.n_part, len(judged)
         for key in (*judged, *(key for key in of if key not in judged)):

@@ -110,6 +110,11 @@ cdef class ScanBench:
         if reset is not None:
             self.inp.reset = reset
 
+    @property
+    def deaf(self):
+        """Inputs.pcs_deaf: the last command did not get through, or nobody knows."""
+        return bool(self.inp.pcs_deaf)
+
     def bus(self, int k):
         return self.stats[k]
 
