@@ -17,7 +17,8 @@ from _core.image cimport (
     ALM_GRID_OUTSIDE, ALM_INTERNAL, MODE_TRIP, HIST_BINS, MODE_FAULT, MODE_STOP, START_DONE, Outputs, State, last_outputs, last_state, publish,
 )
 from _core.kernel cimport reset, step, waits_for_person
-from _core.requests cimport SITE_NS, lower, take_limits, take_operator_limits, take_setpoints, take_site
+from _core.laws cimport smaller
+from _core.requests cimport SITE_NS, take_limits, take_operator_limits, take_setpoints, take_site
 
 
 cdef extern from "sys/epoll.h" nogil:
@@ -167,7 +168,7 @@ cdef void core_tick(Core* c, int64_t now_ns) noexcept nogil:
     cdef int64_t late = now_ns - c.next_tick_ns
     cdef int64_t skipped = late // c.period_ns
     cdef int k
-    if skipped > 0 and c.rec.tick and <double>late > 0.4e9 * lower(lower(c.m.site.pcs_lost_s, c.m.site.bms_lost_s), c.m.site.meter_lost_s):
+    if skipped > 0 and c.rec.tick and <double>late > 0.4e9 * smaller(smaller(c.m.site.pcs_lost_s, c.m.site.bms_lost_s), c.m.site.meter_lost_s):
         c.stepped = 1                   # the tick that was halted is lost like those that never began
         c.woke_ns = now_ns
         c.ask_until = c.tick + skipped + ASK_TICKS

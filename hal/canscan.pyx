@@ -16,7 +16,7 @@ from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from _core.engine cimport Bus, BusPort
+from _core.engine cimport Bus, BusPort, stamp
 from _core.image cimport DeviceStats, Group, OP_NONE, OP_START, Q_BAD, Q_GOOD
 from hal.can cimport (
     S_OK, S_OTHER, SL_ERROR, SL_FRAME, SL_JUNK, SL_MORE, SL_STATUS, SLCAN_LINE, CanFrame, can_bits, can_checksum, can_decode, can_encode,
@@ -71,11 +71,7 @@ cdef void _stamp(Bus* b, CanCtx* c, int g) noexcept nogil:
             rx_ns = p.rx_ns
         if p.quality != Q_GOOD or not p.fresh:
             quality = Q_BAD
-    if rx_ns > head.rx_ns:
-        head.count += 1
-    head.t_ns = t_ns
-    head.rx_ns = rx_ns
-    head.quality = quality
+    stamp(head, t_ns, rx_ns, quality)
 
 
 cdef void _gate(Bus* b, CanCtx* c, int g) noexcept nogil:
