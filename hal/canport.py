@@ -26,8 +26,8 @@ ERROR_MASK = 0x004 | 0x008 | 0x020 | 0x040 | 0x080 | 0x100
 RAW_ERR_FILTER = 2  # linux/can/raw.h
 EFF_FLAG, EFF_MASK, SFF_MASK, RTR_FLAG = 0x80000000, 0x1FFFFFFF, 0x7FF, 0x40000000
 ANSWER_S, QUIET_S = 0.2, 0.02
-# What one tick may send and no more: where nobody acknowledges, frames wait in the socket and go out late, old commands before new ones.
-SEND_BYTES = 1024 * MAX_TRANSMITS  # the kernel counts some 800 bytes of bookkeeping for each of 16
+# What one tick may send and little more: where nobody acknowledges, frames wait and go out late, old commands before new ones.
+SEND_BYTES = 1024 * MAX_TRANSMITS  # the kernel counts 768 to 960 bytes for a frame of 16
 BEL = b"\x07"
 
 
