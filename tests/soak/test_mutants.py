@@ -167,8 +167,9 @@ def noticed_by(name: str) -> str:
         env = os.environ | {"PYTHONPATH": str(where), "PYTHONDONTWRITEBYTECODE": "1"}
         r = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300, env=env)
         found = re.search(r"^FAILED (?:tests/core/)?(\S+)", r.stdout, re.M)
-        # a mutant that does not even import says nothing about the tests
-        assert r.returncode == 0 or found, f"{name}: {r.stdout[-2000:]}{r.stderr[-2000:]}"
+        # a mutant that does not even import says nothing about the tests, and a run without a count of passed tests has survived nothing
+        passed = r.returncode == 0 and re.search(r"^\d+ passed", r.stdout, re.M)
+        assert passed or found, f"{name}: {r.stdout[-2000:]}{r.stderr[-2000:]}"
         return found[1] if found else ""
 
 
