@@ -209,14 +209,16 @@ def _devices(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> Non
 
 
 def _roles(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
-    """A site needs one converter and one meter; a row with another error counts as there."""
+    """A site needs one converter and one meter, and has at most one BMS. A row with another error counts as there."""
     rows = raw.get("device", [])
     roles = Counter(row.get("role") for row in rows if isinstance(row, dict)) if isinstance(rows, list) else Counter()
     for role, text in (("pcs", "the converter that is commanded"), ("meter", "the meter at the PCC")):
         if roles[role] == 0:
             problems.append(Problem(site.file, "[[device]]", None, f'no device has role = "{role}" ({text})', "add it"))
-        if roles[role] > 1:
-            problems.append(Problem(site.file, "[[device]]", None, f'{roles[role]} devices have role = "{role}"', "one is commanded"))
+    for role in ("pcs", "meter", "bms"):
+        if (n := roles[role]) > 1:
+            why = f'{n} devices have role = "{role}": each would overwrite what the others say'
+            problems.append(Problem(site.file, "[[device]]", None, why, "keep one; packs in parallel need one BMS that speaks for all"))
     if not rows:
         return
     if roles["bms"] == 0:

@@ -2,15 +2,15 @@
 #
 # Sources: ISO 11898-1 (frame, CRC15, stuffing); DBC bit numbering as Vector's and cantools' (start bit of a Motorola signal: its most
 # significant bit, in the sawtooth numbering); LAWICEL "CAN232" manual V3 (slcan); linux/can.h, linux/can/error.h (struct can_frame,
-# struct canfd_frame, error frames); AUTOSAR Specification of CRC Routines, 7.2.1.1 (CRC8 SAE J1850: 0x1D, init 0xFF, xor 0xFF).
+# error frames); AUTOSAR Specification of CRC Routines, 7.2.1.1 (CRC8 SAE J1850: 0x1D, init 0xFF, xor 0xFF).
+# Classic frames alone: a socket that has not asked for CAN FD is not given any, and slcan has none.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef enum:
-    CAN_DATA = 64               # CAN FD; classic frames have at most 8
+    CAN_DATA = 8
     CAN_STRUCT = 16             # sizeof(struct can_frame)
-    CANFD_STRUCT = 72
     SLCAN_LINE = 40             # T + 8 + 1 + 16 + timestamp 4 + CR, and room; longer lines are hostile
     CAN_NAN = 4                 # sentinels of a signal
     CAN_MAP = 16                # pairs of an enumeration
@@ -42,8 +42,7 @@ ctypedef struct CanFrame:
     uint8_t ext
     uint8_t rtr
     uint8_t err                 # an error frame of SocketCAN: id holds the CAN_ERR_* class
-    uint8_t fd
-    uint8_t len                 # bytes in data, 0..8 (FD: 64)
+    uint8_t len                 # bytes in data, 0..8
     uint8_t data[CAN_DATA]
 
 ctypedef struct SigRow:         # value = sign * (raw * scale + offset)

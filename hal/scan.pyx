@@ -12,7 +12,7 @@ from libc.math cimport NAN
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy
 
-from _core.engine cimport Bus, BusPort
+from _core.engine cimport Bus, BusPort, stamp
 from _core.image cimport (
     Group, Inputs, MODE_STANDBY, OP_NONE, OP_START, OP_STOP, Outputs, Q_BAD, Q_GOOD, TURN_BINS, DeviceStats,
 )
@@ -143,11 +143,7 @@ cdef void _stamp(Bus* b, ScanCtx* c, int p) noexcept nogil:
             rx_ns = c.part[i].rx_ns
         if c.part[i].quality != Q_GOOD:
             quality = Q_BAD
-    if rx_ns > head.rx_ns:
-        head.count += 1
-    head.t_ns = t_ns
-    head.rx_ns = rx_ns
-    head.quality = quality
+    stamp(head, t_ns, rx_ns, quality)
 
 
 cdef void _take(Bus* b, ScanCtx* c, TxnRow* t, int64_t now) noexcept nogil:

@@ -115,6 +115,11 @@ cdef class ScanBench:
         self.devices[k].turn[bin] += n
         self.devices[k].turn_n += n
 
+    @property
+    def deaf(self):
+        """Inputs.pcs_deaf: the last command did not get through, or nobody knows."""
+        return bool(self.inp.pcs_deaf)
+
     def bus(self, int k):
         return self.stats[k]
 

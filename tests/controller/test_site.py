@@ -91,6 +91,13 @@ def test_everything_at_once(tmp_path: Path) -> None:
         assert sum(part in line for line in lines) >= 1, part
 
 
+@pytest.mark.parametrize("role", ["pcs", "meter", "bms"])
+def test_one_device_of_a_role(tmp_path: Path, role: str) -> None:
+    second = f'\n[[device]]\nname = "second"\nrole = "{role}"\nbus = "b"\nunit = 7\n'
+    text = refused(tmp_path, GOOD + second)
+    assert f'2 devices have role = "{role}": each would overwrite what the others say; keep one; packs in parallel' in text
+
+
 def test_toml_errors_name_the_line(tmp_path: Path) -> None:
     assert "line 3" in refused(tmp_path, "[site]\nname = 'x'\nf_nom_hz 50\n")
 
