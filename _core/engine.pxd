@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from _core.image cimport (
-    BusStats, DeviceStats, Image, Inputs, Limits, MAX_BUSES, MAX_DEVICES, Outputs, ProcessImage, Record, SLOTS, Site, State,
+    BusStats, DeviceStats, Group, Image, Inputs, Limits, MAX_BUSES, MAX_DEVICES, Outputs, ProcessImage, Record, SLOTS, Site, State,
 )
 
 
@@ -24,6 +24,15 @@ ctypedef struct Bus:            # one bus: filled by hal (on_*), its wire by who
     void (*on_outputs)(Bus*, int64_t tick, int64_t now_ns) noexcept nogil           # the kernel has stepped: the command leaves at once
     void (*on_open)(Bus*, int64_t now_ns) noexcept nogil                            # the port is (back) here: forget half frames
     int (*send)(Bus*, const uint8_t* buf, int n, int64_t now_ns) noexcept nogil     # bytes taken, or -1
+
+
+cdef inline void stamp(Group* head, int64_t t_ns, int64_t rx_ns, int quality) noexcept nogil:
+    """A group of Inputs as hal has it now: `t_ns` its values stand for, `rx_ns` the oldest of their frames has come; count moves with rx_ns."""
+    if rx_ns > head.rx_ns:
+        head.count += 1
+    head.t_ns = t_ns
+    head.rx_ns = rx_ns
+    head.quality = quality
 
 
 cdef class BusPort:             # Python's handle on a Bus; hal.scan.BusScan derives from it and fills the callbacks

@@ -7,7 +7,7 @@ A tick: fast reads go out; when the last fast answer is in, or at its deadline, 
 import os
 import resource
 
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, itimerspec, timespec
@@ -17,7 +17,8 @@ from _core.image cimport (
     ALM_GRID_OUTSIDE, ALM_INTERNAL, MODE_TRIP, HIST_BINS, MODE_FAULT, MODE_STOP, START_DONE, Outputs, State, last_outputs, last_state, publish,
 )
 from _core.kernel cimport reset, step, waits_for_person
-from _core.requests cimport SITE_NS, lower, take_limits, take_operator_limits, take_setpoints, take_site
+from _core.laws cimport smaller
+from _core.requests cimport SITE_NS, take_limits, take_operator_limits, take_setpoints, take_site
 
 
 cdef extern from "sys/epoll.h" nogil:
@@ -167,7 +168,7 @@ cdef void core_tick(Core* c, int64_t now_ns) noexcept nogil:
     cdef int64_t late = now_ns - c.next_tick_ns
     cdef int64_t skipped = late // c.period_ns
     cdef int k
-    if skipped > 0 and c.rec.tick and <double>late > 0.4e9 * lower(lower(c.m.site.pcs_lost_s, c.m.site.bms_lost_s), c.m.site.meter_lost_s):
+    if skipped > 0 and c.rec.tick and <double>late > 0.4e9 * smaller(smaller(c.m.site.pcs_lost_s, c.m.site.bms_lost_s), c.m.site.meter_lost_s):
         c.stepped = 1                   # the tick that was halted is lost like those that never began
         c.woke_ns = now_ns
         c.ask_until = c.tick + skipped + ASK_TICKS
@@ -223,7 +224,8 @@ cdef int64_t core_next(const Core* c) noexcept nogil:
 # ---------------------------------------------------------------- real time
 
 cdef int fd_send(Bus* b, const uint8_t* buf, int n, int64_t now_ns) noexcept nogil:
-    """One write() a frame. What the kernel does not take at once is lost and counted: a half frame is garbage anyway."""
+    """One write() a frame. What the kernel does not take at once is lost and counted: a half frame is garbage anyway. A full queue (of a CAN
+    interface whose frames nobody acknowledges, or that is bus-off) is no lost port: reading goes on."""
     cdef ssize_t k
     if b.fd < 0:
         return -1
@@ -234,7 +236,7 @@ cdef int fd_send(Bus* b, const uint8_t* buf, int n, int64_t now_ns) noexcept nog
     if k == n:
         return n
     b.stats.unsent += 1
-    if k < 0 and errno != EAGAIN and errno != EINTR:
+    if k < 0 and errno != EAGAIN and errno != EINTR and errno != ENOBUFS:
         b.lost = 1
     return <int>k
 

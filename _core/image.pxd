@@ -16,6 +16,7 @@ cpdef enum:
     MAX_DEVICES = 32
     RING_TICKS = 6000           # 60 s of ticks
     HIST_BINS = 2048            # latency histograms: 1 us a bin, the last bin holds what is beyond
+    TURN_BINS = 256             # turnarounds: 0.1 ms a bin, the last bin holds what is beyond
     SLOTS = 3                   # operator > schedule > planner
     SITE_REVISIONS = 4          # of Site kept in the image: who reads it once a second can name the one of every tick
 
@@ -413,6 +414,7 @@ ctypedef struct BusStats:
     int64_t unsent              # a write() that took less than the frame, or failed
     int64_t overruns            # a fast transaction that found the bus busy at its tick
     int64_t reopened
+    int64_t busy_ns             # the wire in use: request, wait and answer of what was answered; CAN: frames heard and sent, at their longest
     int32_t is_open
     int32_t pad
 
@@ -424,7 +426,9 @@ ctypedef struct DeviceStats:
     int32_t alive
     int32_t verified            # 0 not yet, 1 equal, -1 differs
     int32_t lost_count
-    int32_t pad
+    uint32_t turn_n             # answers in turn; at TURN_FORGET all of it counts half, so that it is of the last minutes
+    int64_t turn_max_ns         # ever
+    uint32_t turn[TURN_BINS]    # from the request's detection to the answer's first bit, as the whole answer's instant shows it
 
 ctypedef struct EngineStats:
     int64_t ticks

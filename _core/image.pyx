@@ -169,7 +169,7 @@ cdef void publish(Image* m, const Record* rec, const State* st) noexcept nogil:
 
 
 cdef int read_site(const SiteSlot* s, SiteCopy* out) noexcept nogil:
-    """As read_setpoint."""
+    """1 and the live copy, with its revision, when it is whole and has ever been written; 0: what out then holds is of no use. One try."""
     cdef uint32_t live = ballast_load32(&s.counter)
     memcpy(out, &s.copy[live & 1], sizeof(SiteCopy))
     ballast_fence_acquire()

@@ -7,19 +7,11 @@ from _core.engine cimport Core
 from _core.image cimport (
     LIMITS_OPERATOR, SLOTS, SP_BASE, Limits, LimitsSlot, Setpoint, Site, SiteCopy, keep_site, read_limits, read_setpoint, read_site,
 )
-from _core.laws cimport clamp, finite
+from _core.laws cimport clamp, finite, larger, smaller
 from _core.site cimport site_refused
 
 cdef enum:
     SITE_NS = 1000000000        # between two changes of Site
-
-
-cdef inline double lower(double a, double b) noexcept nogil:
-    return b if b < a else a
-
-
-cdef inline double upper(double a, double b) noexcept nogil:
-    return b if b > a else a
 
 
 cdef inline void take_site(Core* c) noexcept nogil:
@@ -112,14 +104,14 @@ cdef inline void take_limits(Core* c) noexcept nogil:
     if c.have_limits:
         new = c.last_limits
         l.lease_until_ns = new.lease_until_ns
-        l.import_limit_w = lower(l.import_limit_w, new.import_limit_w)
-        l.export_limit_w = lower(l.export_limit_w, new.export_limit_w)
-        l.ramp_up_w_per_s = lower(l.ramp_up_w_per_s, new.ramp_up_w_per_s)
-        l.ramp_down_w_per_s = lower(l.ramp_down_w_per_s, new.ramp_down_w_per_s)
-        l.p_charge_max_w = lower(l.p_charge_max_w, new.p_charge_max_w)
-        l.p_discharge_max_w = lower(l.p_discharge_max_w, new.p_discharge_max_w)
-        l.soc_min = upper(l.soc_min, new.soc_min)
-        l.soc_max = lower(l.soc_max, new.soc_max)
+        l.import_limit_w = smaller(new.import_limit_w, l.import_limit_w)
+        l.export_limit_w = smaller(new.export_limit_w, l.export_limit_w)
+        l.ramp_up_w_per_s = smaller(new.ramp_up_w_per_s, l.ramp_up_w_per_s)
+        l.ramp_down_w_per_s = smaller(new.ramp_down_w_per_s, l.ramp_down_w_per_s)
+        l.p_charge_max_w = smaller(new.p_charge_max_w, l.p_charge_max_w)
+        l.p_discharge_max_w = smaller(new.p_discharge_max_w, l.p_discharge_max_w)
+        l.soc_min = larger(new.soc_min, l.soc_min)
+        l.soc_max = smaller(new.soc_max, l.soc_max)
         l.soc_target = clamp(new.soc_target, l.soc_min, l.soc_max)
 
 

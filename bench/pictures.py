@@ -22,7 +22,6 @@ from bench.rundata import RunData, Series, busiest
 LOAD, GRID, BATT, LIMIT, REF, GREY = "#E69F00", "#0072B2", "#009E73", "#D55E00", "#000000", "#8a8a8a"
 WIDTH_IN, DPI = 10.0, 110
 POINTS = 1500  # columns of an overview: each shows the span from the smallest to the largest value in it
-BUS_BIN_MS = 0.1
 
 
 def figure(height_in: float, rows: int = 1, **share: Any) -> tuple[Figure, list[Axes]]:
@@ -220,37 +219,6 @@ def _histogram(ax: Axes, values: Series, label: str, figures: Mapping[str, float
     ax.set_xlabel(label)
     ax.set_ylabel("ticks")
     ax.legend(fontsize=8, framealpha=0.9, edgecolor="none")
-
-
-def bus(data: RunData) -> Figure:
-    """The plan's timeline of one tick: who speaks on which bus, and where the kernel steps."""
-    buses = sorted({row["bus"] for row in data.plan["timeline"]})
-    fig, (ax,) = figure(1.2 + 0.85 * len(buses))
-    ax.grid(axis="y", visible=False)
-    slots: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    for row in data.plan["timeline"]:
-        slots.setdefault((row["bus"], row["start_ms"]), []).append(row)
-    for (name, start), rows in slots.items():  # several at one place: they take turns, the longest is drawn
-        y = len(buses) - 1 - buses.index(name)
-        longest = max(rows, key=lambda r: r["end_ms"])
-        ax.barh(y, longest["sent_ms"] - start, left=start, height=0.42, color=GRID)
-        ax.barh(y, longest["end_ms"] - longest["sent_ms"], left=longest["sent_ms"], height=0.42, color="#9cc9e3")
-        kinds = list(dict.fromkeys(" ".join(w for w in r["what"].split(" FC")[0].split() if not w.isdigit()) for r in rows))
-        words = kinds[0] if len(rows) == 1 else "in turn: " + ", ".join(kinds)
-        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        ax.text(start + 0.03, y + 0.25, words, fontsize=8, va="bottom", bbox=behind)
-    marks = [(data.plan["step_ms"], "kernel steps", REF, "-"), (data.plan["command_end_ms"], "command's last bit", LIMIT, "--"),
-             (data.plan["step_deadline_ms"], "steps at the latest", GREY, ":")]  # fmt: skip
-    for x, words, color, dash in marks:
-        ax.axvline(x, color=color, linewidth=1.4, linestyle=dash, label=f"{words}, {x:.3f} ms")
-    ax.barh([0], [0], color=GRID, label="request")
-    ax.barh([0], [0], color="#9cc9e3", label="device's turnaround and answer")
-    ax.set_yticks(range(len(buses)), [f"bus {name}" for name in reversed(buses)])
-    ax.set_ylim(-0.5, len(buses) - 0.1)
-    ax.set_xlim(0, data.plan["tick_ms"])
-    ax.set_xlabel("time after the tick / ms")
-    _legend(ax, 3)
-    return fig
 
 
 def limits(data: RunData) -> Figure | None:

@@ -17,8 +17,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from _core import image as core
-from controller import build, disk
+from controller import build, disk, wires
 from controller.clock import utc_text
 from controller.records import RecordError, file_sha256
 from controller.site import Site
@@ -61,7 +63,7 @@ DEFINITIONS = (
 def write(directory: Path) -> Path | None:
     """report.html of a run's directory; None and a line where it cannot be made."""
     try:
-        from bench import pictures, rundata
+        from bench import buspicture, pictures, rundata
     except ImportError as e:
         print(f"ballast: no report: {e.name or e} is missing; pip install 'ballast-controller[bench]'", file=sys.stderr)
         return None
@@ -88,8 +90,8 @@ def write(directory: Path) -> Path | None:
     parts += _latency(data, pictures)
     machine = "How late the control thread woke after each tick, and how long the kernel's step took; both axes logarithmic."
     parts += _optional("<h2>Control thread</h2>", pictures.machine(data, steps), machine)
-    planned = "One tick of 10 ms as planned: what is on the wire when."
-    parts += ["<h2>Buses</h2>", _figure(pictures.bus(data), planned), _buses(data.summary)]
+    planned = "One tick of 10 ms: what is on which wire when, as planned, and in black when it was; below, each wire's share in use."
+    parts += ["<h2>Buses</h2>", _figure(buspicture.bus(data), planned), _buses(data), _turnarounds(data)]
     active = "When each limit was active, from the record; `ballast explain TIME` says why."
     parts += _optional("<h2>Active limits</h2>", pictures.limits(data), active)
     parts += [_events(data.summary), _definitions(), _origin(data)]
@@ -223,10 +225,35 @@ def _curve(latency: Any) -> Any:
     return share
 
 
-def _buses(summary: Mapping[str, Any]) -> str:
+def _buses(data: Any) -> str:
     keys = ("transactions", "timeouts", "crc_errors", "late")
-    rows = [[html.escape(name), *(str(row[k]) for k in keys)] for name, row in summary["buses"].items()]
-    return _table(rows, ("bus", "transactions", "timeouts", "CRC errors", "late answers"), range(1, 5))
+    measured = (data.wires or {}).get("buses", {})
+    rows = []
+    for name, row in data.summary["buses"].items():
+        busy = [data.plan["busy_ms"].get(name), (measured.get(name) or {}).get("busy_ms")]
+        rows.append([html.escape(name), *(_num(x, 1, "ms", 2) for x in busy), *(str(row[k]) for k in keys)])
+    head = ("bus", "wire in use of a tick, plan", "measured", "transactions", "timeouts", "CRC errors", "late answers")
+    return _table(rows, head, range(1, 7))
+
+
+def _turnarounds(data: Any) -> str:
+    """What the plan took for each device's turnaround, what it was, and whether the plan still holds."""
+    if data.wires is None:
+        return "<p class=note>This run measured no turnarounds.</p>"
+    rows = []
+    for name, row in data.wires["devices"].items():
+        if row["p50_ms"] is not None:
+            figures = (row[key] for key in ("planned_ms", "p50_ms", "p99_ms", "max_ms"))
+            rows.append([html.escape(f"{name}, turnaround"), *(_num(x, 1, "ms", 1) for x in figures), str(row["answers"])])
+    for words, planned, values in (
+        ("meter's values at the kernel's step, age", data.wires["planned_meter_age_ms"], data.meter_age_ms),
+        ("model and readback of the converter apart", None, data.align_ms),
+    ):
+        if values is not None and len(values):
+            p50, p99, most = (float(x) for x in np.percentile(values, (50, 99, 100)))
+            rows.append([words, *(_num(x, 1, "ms", 2) for x in (planned, p50, p99, most)), str(len(values))])
+    said = "".join(f'<p><span class="not">NOT AS PLANNED</span> {html.escape(text)}</p>' for text in wires.warnings(data.wires, data.site))
+    return _table(rows, ("", "plan", "measured p50", "p99", "max", "of"), range(1, 6)) + said
 
 
 def _events(summary: Mapping[str, Any]) -> str:

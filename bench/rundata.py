@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -13,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.judge import SETTLE_S, load_truth, measured_ms
-from controller import build
+from controller import build, wires
 from controller.recording import Recording
 from controller.records import Damage, RecordError
 from controller.site import Site
 from controller.supervise import RECORD_NAME
 
 TICK_S = 0.01
+GROUPS = ("meter", "pcs", "bms")  # of Inputs: whose answers' instants are looked at
 Series = NDArray[Any]
 
 
@@ -45,6 +47,10 @@ class RunData:
     rec_t_s: Series | None = None
     wake_us: Series | None = None
     step_ms: Series | None = None  # the kernel's step, after its tick
+    answer_ms: dict[str, Series] = field(default_factory=dict)  # a group's answers: when they were whole, after the tick
+    meter_age_ms: Series | None = None  # its values, when the kernel stepped
+    align_ms: Series | None = None
+    wires: dict[str, Any] | None = None  # wires.json: what controller.wires.collect found at the end
     limits: Series | None = None
     command_ms: Series = field(default_factory=lambda: np.zeros(0))
     power_ms: Series = field(default_factory=lambda: np.zeros(0))
@@ -66,7 +72,11 @@ def load(directory: Path) -> RunData:
         data = _from_record(directory, summary, site, plan, record)
     else:
         raise RecordError(f"{directory}: neither truth.npz nor a record: {why}")
+    with contextlib.suppress(OSError, ValueError):  # older runs have none
+        data.wires = json.loads((directory / wires.NAME).read_text())
     if record:
+        data.answer_ms = {name: answers_ms(record[f"rx_{name}"], record["t_ns"]) for name in GROUPS}
+        data.meter_age_ms, data.align_ms = record["age_ms"][record["rx_meter"] > 0], record["align_ms"]
         data.rec_t_s, data.ref_w, data.limits = (record["t_ns"] - data.t0_ns) / 1e9, record["ref_w"], record["limits"]
         data.wake_us, data.step_ms = record["wake_us"], record["step_ms"]
         data.wall_s, data.builds = record["wall_s"], record["builds"]
@@ -79,7 +89,8 @@ def _record(directory: Path) -> tuple[dict[str, Any], str]:
         recording = Recording(directory / RECORD_NAME)
     except RecordError as e:
         return {}, str(e)
-    names = ("t_ns", "wake_us", "step_ms", "ref_w", "limits", "grid_w", "load_w", "batt_w", "soc")
+    names = ["t_ns", "wake_us", "step_ms", "ref_w", "limits", "grid_w", "load_w", "batt_w", "soc", "age_ms", "align_ms"]
+    names += [f"rx_{name}" for name in GROUPS]
     parts: dict[str, list[Series]] = {name: [] for name in names}
     builds = set()
     for piece in recording.pieces():
@@ -90,12 +101,20 @@ def _record(directory: Path) -> tuple[dict[str, Any], str]:
         columns = {
             "t_ns": inp["t_ns"], "wake_us": piece.rows["wake_late_ns"] / 1e3, "step_ms": (inp["step_t_ns"] - inp["t_ns"]) / 1e6,
             "ref_w": out["ref_w"], "limits": out["limits_active"], "grid_w": inp["meter"]["grid_p_w"], "load_w": out["load_w"],
-            "batt_w": inp["pcs"]["batt_p_w"], "soc": out["soc"],
+            "batt_w": inp["pcs"]["batt_p_w"], "soc": out["soc"], "align_ms": 1e3 * out["align_s"],
+            "age_ms": (inp["step_t_ns"] - inp["meter"]["g"]["t_ns"]) / 1e6, **{f"rx_{name}": inp[name]["g"]["rx_ns"] for name in GROUPS},
         }  # fmt: skip
         for key, values in columns.items():
             parts[key].append(np.array(values))
     found: dict[str, Any] = {key: np.concatenate(values) for key, values in parts.items()}
     return found | {"wall_s": recording.wall0_s, "builds": ", ".join(sorted(builds))}, ""
+
+
+def answers_ms(rx_ns: Series, tick_ns: Series) -> Series:
+    """Instants of a group's answers after the tick in which they came, ms: one for each change of rx_ns. `tick_ns`: the tick of the
+    record that shows it, which for what came after the step is the next one."""
+    new = np.flatnonzero(np.diff(rx_ns, prepend=rx_ns[:1]) != 0)
+    return np.mod(rx_ns[new] - tick_ns[new], round(1e9 * TICK_S)) / 1e6
 
 
 def _grid_s(summary: Mapping[str, Any]) -> float | None:

@@ -25,7 +25,7 @@ from bench.plant.config import ConfigError
 from bench.plant.load import TraceError
 from bench.plant.params import PARAMS
 from bench.plant.plant import VirtualPlant
-from controller import build, summary
+from controller import build, summary, wires
 from controller.clock import ManualClock
 from controller.problems import SiteError
 from controller.records import RecordWriter
@@ -217,6 +217,7 @@ def main(argv: list[str] | None = None) -> int:
         sim.plant.write_truth(a.out / TRUTH_NAME)
         (a.out / "site.json").write_text(json.dumps(site.to_dict(), indent=1))
         summary.write(made, a.out)
+        wires.write(wires.collect(sim.image, site, wires.told(sim.plan, site)), a.out)
         if not a.no_report:
             report.write(a.out)
     else:

@@ -14,6 +14,8 @@ from controller import change, evidence
 from controller.commission import cli as commission
 from controller.problems import SiteError
 from controller.process import EXIT_BUSY, EXIT_INPUT, EXIT_NOT_RUNNING, EXIT_OK
+from controller.shelves import cli as shelves
+from controller.site import Site
 from controller.tools import cli as tools
 
 
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     evidence.add_parsers(commands)
     commission.add_parser(commands)
     tools.add_parsers(commands)
+    shelves.add_parser(commands)
     commands.add_parser("version", help="version and build")
     return parser
 
@@ -80,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return {
             "run": _run, "sim": _sim, "check": _check, "status": _status, "top": _top, "hold": _hold,
-            "release": _release, "reset": _reset, "console": _console, "test": _test, "version": _version,
+            "release": _release, "reset": _reset, "console": _console, "test": _test, "shelves": shelves.main, "version": _version,
             **dict.fromkeys(evidence.COMMANDS, evidence.main), **dict.fromkeys(change.COMMANDS, change.main),
             **dict.fromkeys(tools.COMMANDS, tools.main),
         }[args.command](args)  # fmt: skip
@@ -150,8 +153,31 @@ def _check(args: argparse.Namespace) -> int:
     print(f"{site.file}: site {site.name}, {len(site.buses)} buses, {len(site.devices)} devices: fits")
     for note in site.notes:
         print(f"note: {note}")
+    for note in build.held_notes(site):
+        print(f"warning: {note}; `ballast run` sets it where it may")
     print(plan)
+    for line in _measured(site):
+        print(line)
     return EXIT_OK
+
+
+def _measured(site: Site) -> list[str]:
+    """What a running instance of this site has measured of its wires; nothing where none runs."""
+    from controller import wires
+    from controller.build import site_from
+    from controller.instance import InstanceError, find, open_image
+
+    try:
+        running = find(site.name)
+        image = open_image(running, writable=False)
+        here = site_from(Path(running.directory) / "site.json")
+    except (InstanceError, OSError, ValueError):
+        return []
+    got = wires.collect(image, here, (running.plan or {}).get("wires"))
+    rows = [(f"bus {name}", wires.bus_line(row)) for name, row in got["buses"].items()]
+    rows += [(name, wires.device_line(row)) for name, row in got["devices"].items()]
+    lines = [f"  {name}: {text}" for name, text in rows if text] + [f"  {text}" for text in [wires.meter_line(got)] if text]
+    return [f"measured by the site {site.name} that runs here:", *lines, *(f"warning: {text}" for text in wires.warnings(got, here))]
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -207,7 +233,8 @@ def _hold(args: argparse.Namespace) -> int:
     value_w, lease_s = operate.parse_power(args.power, site), operate.parse_lease(args.for_s)
     number = operate.hold(running, open_image(running, writable=True), value_w, lease_s, RealClock())
     print(
-        f"command {number}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s, or until `ballast release`; limits stay in force"
+        f"{operate.named(number)}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s, or until `ballast release`; "
+        "limits stay in force"
     )
     return EXIT_OK
 
@@ -219,7 +246,7 @@ def _release(args: argparse.Namespace) -> int:
 
     running = find(args.site)
     number = operate.release(running, open_image(running, writable=True), RealClock())
-    print(f"command {number}: released; the battery follows the load")
+    print(f"{operate.named(number)}: released; the battery follows the load")
     return EXIT_OK
 
 
@@ -230,7 +257,7 @@ def _reset(args: argparse.Namespace) -> int:
 
     running = find(args.site)
     number = operate.reset(running, open_image(running, writable=True), RealClock())
-    print(f"command {number}: reset asked; FAULT ends when its causes are gone (`ballast status` names them)")
+    print(f"{operate.named(number)}: reset asked; FAULT ends when its causes are gone (`ballast status` names them)")
     return EXIT_OK
 
 

@@ -21,6 +21,8 @@ from controller import site as sites
 from controller.problems import Problem, SiteError
 from controller.settings import ROLES, Value
 from controller.site import Bus, Device, Site
+from hal import adapter
+from hal.adapter import AUTO, OFF, Direction, set_direction
 from hal.canplan import BITRATES, CanSpec
 from hal.canrows import CanMap
 from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
@@ -178,10 +180,13 @@ def specs(site: Site, maps: Sequence[DeviceMap] | None = None) -> tuple[list[Bus
     buses: list[BusSpec | CanSpec] = [
         CanSpec(b.name, b.port, b.bitrate)
         if b.can
-        else BusSpec(b.name, b.port, b.baud, b.parity, b.stop_bits, latency_ms=b.latency_ms)
+        else BusSpec(b.name, b.port, b.baud, b.parity, b.stop_bits, latency_ms=b.latency_ms, lead_ms=direction(b).before_ms)
         for b in site.buses
     ]
-    devices = [DeviceSpec(d.name, d.role, d.bus, d.unit, m) for d, m in zip(site.devices, maps, strict=True)]
+    devices = [
+        DeviceSpec(d.name, d.role, d.bus, d.unit, m, d.turnaround_ms if d.turnaround_ms >= 0.0 else None)
+        for d, m in zip(site.devices, maps, strict=True)
+    ]
     timing = SiteTiming(
         dead_ms=1e3 * site.num("pcs.dead_time_s"),
         tau_ms=1e3 * site.num("pcs.tau_s"),
@@ -227,16 +232,29 @@ def engine_timing(made: Plan) -> dict[str, int]:
     return {"step_by_ns": made.step_by_ns, "cmd_wire_ns": made.cmd_wire_ns}
 
 
+def direction(bus: Bus) -> Direction:
+    """Who switches a bus's RS-485 driver; the virtual cabinet's wires need nobody."""
+    if bus.virtual or bus.rs485 in (OFF, AUTO):
+        return Direction(AUTO if bus.virtual else bus.rs485)
+    return Direction(bus.rs485, bus.rs485_before_ms, bus.rs485_after_ms)
+
+
 def open_port(bus: Bus, path: str) -> int:
-    """A ready descriptor, of a tty (raw, exclusive, locked), a TCP connection or a CAN port; non-blocking. May take a second. Raises
-    hal.wire.PortError."""
+    """A ready descriptor, of a tty (raw, exclusive, locked, its RS-485 direction set), a TCP connection or a CAN port; non-blocking.
+    May take a second. Raises hal.wire.PortError."""
     from hal import canport, dial, wire  # only where there are ports: a simulation has none
 
     if bus.tcp:
         return dial.open_tcp(path)
     if bus.can:
         return canport.open_can(path, bus.bitrate, bus.baud)
-    return int(wire.open_port(path, bus.baud, bus.parity, bus.stop_bits))
+    fd = int(wire.open_port(path, bus.baud, bus.parity, bus.stop_bits))
+    try:
+        set_direction(path, fd, direction(bus))
+    except OSError:
+        wire.close_port(fd)
+        raise
+    return fd
 
 
 def listen_for(port: Any, fd: int) -> int:
@@ -276,7 +294,7 @@ def port_problems(site: Site, buses: Sequence[Bus] | None = None) -> list[Proble
                 close_can(fd)
             close_port(fd)
         except PortError as e:
-            problems.append(Problem(site.file, f"bus.{bus.name}.port", bus.port, e.why, e.remedy))
+            problems.append(Problem(site.file, f"bus.{bus.name}.{e.key}", getattr(bus, e.key), e.why, e.remedy))
     return problems
 
 
@@ -289,19 +307,24 @@ def blocking_line(bus: Bus, fd: int) -> Transact:
     return BlockingLine(fd, bus.baud, 9 + (bus.parity != "N") + bus.stop_bits, timeout_s=0.25)
 
 
-def tune_ports(site: Site, fds: Sequence[int]) -> list[str]:
-    """Asks the drivers of real ports not to hold bytes back; a line for each that does not grant it."""
-    if site.virtual:
-        return []
-    from hal import wire
+def tune(bus: Bus, path: str, fd: int) -> list[str]:
+    """Asks the driver of a real tty not to hold bytes back; a line where it does not grant it. An adapter that was plugged in
+    again has forgotten what it was told: each open asks anew."""
+    tty = _tty(bus, path)
+    why = adapter.tune(tty, fd) if tty and fd >= 0 else None
+    return [f"bus {bus.name}: {why}"] if why else []
 
-    ttys = [
-        (bus, fd)
-        for bus, fd in zip(site.buses, fds, strict=True)
-        if fd >= 0 and not bus.tcp and not bus.port.startswith("can:")
-    ]
-    granted = [(bus.name, wire.low_latency(fd)) for bus, fd in ttys]
-    return [f"bus {name}: {why}" for name, why in granted if why]
+
+def held_notes(site: Site, sysfs: Path = adapter.SYSFS) -> list[str]:
+    """A line for each bus whose USB adapter holds bytes back now, with the remedy; opens and changes nothing."""
+    ttys = [(bus, _tty(bus, bus.port)) for bus in site.buses]
+    found = [(bus.name, adapter.held_note(tty, sysfs)) for bus, tty in ttys if tty]
+    return [f"bus {name}: {why}" for name, why in found if why]
+
+
+def _tty(bus: Bus, path: str) -> str:
+    """The serial port of a bus; empty for connections, CAN interfaces and the virtual cabinet."""
+    return "" if bus.virtual or bus.tcp or path.startswith("can:") else path.removeprefix("slcan:")
 
 
 def kernel_site(site: Site, maps: Sequence[DeviceMap] | None = None) -> dict[str, Any]:
@@ -388,8 +411,7 @@ def detection_s(site: Site) -> float:
     bus = next(b for b in site.buses if b.name == pcs.bus)
     if bus.tcp or bus.can:
         return 0.0  # a frame is known to be whole with its last bit
-    char_s = (9 + (bus.parity != "N") + bus.stop_bits) / bus.baud
-    return 1.75e-3 if bus.baud > 19200 else 3.5 * char_s
+    return bus.t35_s
 
 
 def limits(site: Site) -> dict[str, float]:
@@ -406,11 +428,6 @@ def limits(site: Site) -> dict[str, float]:
         "soc_max": site.num("battery.soc_max"),
         "soc_target": site.num("battery.soc_target"),
     }
-
-
-def plan_dict(made: Plan) -> Mapping[str, Any]:
-    """The plan as plain data."""
-    return made.to_json()
 
 
 __all__ = [

@@ -9,9 +9,10 @@ from typing import Any
 
 from controller.problems import Problem, SiteError
 from controller.process import EXIT_FAILED, EXIT_INPUT, EXIT_OK
-from controller.settings import range_text, row_of
+from controller.settings import TRY_MAX_S, TRY_MIN_S, TRY_S, range_text, row_of
 
 COMMANDS = ("settings",)
+TRY_HELP = f"how long to try, {TRY_MIN_S:g} to {TRY_MAX_S:g} (default {TRY_S:g})"
 
 
 def add_parsers(commands: Any) -> None:
@@ -22,7 +23,7 @@ def add_parsers(commands: Any) -> None:
     get.add_argument("key", nargs="?", default="", metavar="KEY", help="such as grid.import_limit_w, or the beginning of one; default: all")
     change = actions.add_parser("set", help="tries values: they act at once, and go back by themselves unless confirmed")
     change.add_argument("changes", nargs="+", metavar="KEY=VALUE", help='such as grid.import_limit_w="440 kW"')
-    change.add_argument("--seconds", type=float, default=60.0, metavar="N", help="how long to try, 5 to 600 (default 60)")
+    change.add_argument("--seconds", type=float, default=TRY_S, metavar="N", help=TRY_HELP)
     confirm = actions.add_parser("confirm", help="keeps what is being tried, and writes it into the site file")
     back = actions.add_parser("back", help="ends the trial: the old values at once")
     diff = actions.add_parser("diff", help="what differs from the site file, and what is being tried")
@@ -88,7 +89,7 @@ def _confirm(args: argparse.Namespace, running: Any) -> int:
     got = _ask(running, "confirm", id=_pending(running))
     _print_changes(got["changes"])
     print(f"kept; {got['note']}")
-    return EXIT_OK if got["written"] or _is_builtin(running) else EXIT_FAILED
+    return EXIT_OK if got["written"] or got["file"] is None else EXIT_FAILED  # the built-in site has no file
 
 
 def _back(args: argparse.Namespace, running: Any) -> int:
@@ -134,13 +135,6 @@ def _pending(running: Any) -> int:
         why = "nothing is being tried: the time is over, or it was confirmed or given back"
         raise SiteError([Problem("", "", None, why, "`ballast settings set KEY=VALUE` tries something")])
     return int(pending["id"])
-
-
-def _is_builtin(running: Any) -> bool:
-    from controller.build import site_from
-    from controller.inforce import SITE_NAME
-
-    return site_from(Path(running.directory) / SITE_NAME).file == "built-in site"
 
 
 def _print_changes(changes: dict[str, Any]) -> None:

@@ -62,7 +62,9 @@ def open_ports(site: Site, ports: dict[str, str]) -> tuple[list[int], list[str]]
                     select.select([], [], [], 0.1)
                     continue
                 fds.append(-1)
-                problems.append(f"{site.file}: bus.{bus.name}.port = {path}: {getattr(e, 'why', e)}; {getattr(e, 'remedy', '')}")
+                key = f"bus.{bus.name}.{getattr(e, 'key', 'port')}"
+                value = path if key.endswith(".port") else f"{getattr(bus, key.rpartition('.')[2])} at {path}"
+                problems.append(f"{site.file}: {key} = {value}: {getattr(e, 'why', e)}; {getattr(e, 'remedy', '')}")
                 break
     return fds, problems
 
@@ -178,6 +180,7 @@ class Away:
     wait_s: float = REOPEN_FIRST_S
     back_ns: int = 0  # since when it has been here again; 0: it is not
     why: int = 0  # errno of the last attempt
+    told: bool = True  # somebody has read that it is away, and shall read that it is back
 
 
 @dataclass
@@ -185,21 +188,25 @@ class Helper:
     """Brings lost ports back by their name: growing waits, one line on loss and one once it has stayed.
 
     buses: indices of those it looks after. Each TCP bus has a helper of its own: a host that does not answer delays nobody else.
+    new: those that nobody has dialled yet, which is no loss.
     """
 
     site: Site
     engine: Any
     ports: dict[str, str]
     clock: Clock
-    buses: Sequence[int] = ()  # empty: all
+    buses: Sequence[int]
+    new: set[int] = field(default_factory=set)
     stop: threading.Event = field(default_factory=threading.Event)
     away: dict[int, Away] = field(default_factory=dict)
 
     def run(self) -> None:
         """The thread's work, until `stop`."""
-        while not self.stop.wait(HELPER_PERIOD_S):
-            for i in self.buses or range(len(self.site.buses)):
+        while True:
+            for i in self.buses:
                 self.look(i)
+            if self.stop.wait(HELPER_PERIOD_S):
+                return
 
     def look(self, i: int) -> None:
         """One bus, once."""
@@ -215,29 +222,42 @@ class Helper:
             return
         path = self.ports.get(bus.name, bus.port)
         if away is None:
-            away = self.away[i] = Away(now_ns, now_ns)
-            say("control", f"bus {bus.name}: port {path} is gone; it is opened again when it returns")
+            away = self.away[i] = Away(now_ns, now_ns, told=i not in self.new)
+            self.new.discard(i)
+            if away.told:
+                self._gone(bus.name, path)
         elif away.back_ns:  # it came and went: a loose plug must not fill the log
+            if not away.told:
+                away.told = True
+                self._gone(bus.name, path)
             away.back_ns = 0
             away.wait_s = min(REOPEN_MOST_S, 2 * away.wait_s)
             away.next_ns = now_ns + int(away.wait_s * 1e9)
         if now_ns < away.next_ns:
             return
         try:
-            self.engine.set_fd(i, build.listen_for(self.engine.ports[i], build.open_port(bus, path)))
+            fd = build.open_port(bus, path)
+            for note in build.tune(bus, path, fd):
+                say("control", note)
+            self.engine.set_fd(i, build.listen_for(self.engine.ports[i], fd))
             away.back_ns = now_ns
         except OSError as e:
             if e.errno not in (away.why, errno.ENOENT):
                 say("control", f"bus {bus.name}: {e}")
+                away.told = True
             away.why = e.errno or 0
             away.wait_s = min(REOPEN_MOST_S, 2 * away.wait_s)
             away.next_ns = now_ns + int(away.wait_s * 1e9)
+
+    def _gone(self, name: str, path: str) -> None:
+        say("control", f"bus {name}: port {path} is gone; it is opened again when it returns")
 
     def _stayed(self, i: int, away: Away, now_ns: int) -> None:
         away.back_ns = away.back_ns or now_ns
         if now_ns - away.back_ns >= SETTLED_S * 1e9:
             gone_s = (away.back_ns - away.since_ns) / 1e9
-            say("control", f"bus {self.site.buses[i].name}: port is back after {gone_s:.1f} s")
+            if away.told:
+                say("control", f"bus {self.site.buses[i].name}: port is back after {gone_s:.1f} s")
             del self.away[i]
 
 
@@ -270,10 +290,10 @@ def prepare(site: Site, image: Any, directory: Path, ports: dict[str, str], stop
     if problems and known is None:
         say("control", "\n".join(problems))
         return EXIT_INPUT
-    if known is not None:
-        dial(site, ports, fds)  # what is away now, the helper brings later
-    for note in build.tune_ports(site, fds) if known is None else []:
-        say("control", note)
+    # A TCP bus that is known is the helpers' to dial: a name may take half a minute to resolve, and the lines have a PCS to adopt.
+    for bus, fd in zip(site.buses, fds, strict=True):
+        for note in build.tune(bus, ports.get(bus.name, bus.port), fd):
+            say("control", note)
     maps = known if known is not None else scan_devices(directory, site, ports, fds, stop)
     if maps is None:
         return EXIT_OK
@@ -329,7 +349,8 @@ def serve(site: Site, image: Any, directory: Path, ports: dict[str, str], clock:
     thread = threading.Thread(target=loop.run, name="control", daemon=True)
     thread.start()
     for buses in helped(site):
-        helper = Helper(site, engine, ports, clock, buses, done)
+        new = {i for i in buses if known and site.buses[i].tcp}
+        helper = Helper(site, engine, ports, clock, buses, new, done)
         threading.Thread(target=helper.run, name="ports", daemon=True).start()
     code = watch(site, image, directory, engine, thread, stop, known)
     done.set()

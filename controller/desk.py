@@ -23,14 +23,14 @@ from controller import site as sites
 from controller.clock import Clock
 from controller.instance import Instance, InstanceError
 from controller.lines import Reply, plain, refusal
+from controller.ports import VIRTUALS
 from controller.problems import Problem, SiteError
-from controller.settings import LIVE, RESTART, SETTINGS, START, Value, in_unit, row_of
-from controller.site import VIRTUAL, Site, Source
+from controller.settings import BUS, LIVE, RESTART, SETTINGS, START, TRY_MAX_S, TRY_MIN_S, TRY_S, Value, in_unit, row_of
+from controller.site import Site, Source
 from controller.sitefile import SiteFileError
 from controller.virtual import Plant
 
 DESK_NAME = "desk"  # the socket, in the runtime directory
-TRY_S, TRY_MIN_S, TRY_MAX_S = 60.0, 5.0, 600.0
 MAX_CHANGES = 64
 MAX_KEY, MAX_TEXT, MAX_WHO = 80, 300, 160
 APART_S = 5.0  # between two trials that start control again: asking again and again must not keep it from working
@@ -40,8 +40,8 @@ REFUSED = (SiteError, ValueError, ImageError, OSError)  # why settings are not t
 
 
 class Host(Protocol):
-    """What the desk asks of the parent. `take` is all or nothing and raises one of REFUSED; `give_back` always ends in the
-    settings before.
+    """What the desk asks of the parent. `take` is all or nothing, and raises one of REFUSED where settings cannot be taken;
+    `give_back` always ends in the settings before.
     """
 
     site: Site
@@ -188,9 +188,9 @@ class Desk:
         self.host.note(who, "settings try", seconds, f"{text}; {how}, for {seconds:g} s unless confirmed")
         try:
             self._took(self.host.take(site, how), how)
-        except REFUSED as e:
+        except Exception as e:  # `take` is all or nothing, whatever went wrong in it
             self.host.note(who, "settings try", None, _cut(f"{text}: not taken: {e}"))
-            if isinstance(e, SiteError):
+            if isinstance(e, SiteError) or not isinstance(e, REFUSED):
                 raise
             raise Refused(f"not taken: {e}", "everything is as it was", "changes") from None
         until_ns = self.host.clock.monotonic_ns() + int(seconds * 1e9)
@@ -202,9 +202,10 @@ class Desk:
         who, trial = _who(request), self._pending(request)
         self.host.note(who, "settings confirm", None, f"{_words(trial.changes)}; tried by {trial.who}")
         self.host.keep()
-        self.kept |= trial.typed
+        self.kept = _after(self.kept, trial.typed)
         self.trial = None
-        return {"ok": True, "id": trial.number, "changes": trial.changes} | self._write(trial)
+        file = None if self.source.path is None else self._file()
+        return {"ok": True, "id": trial.number, "changes": trial.changes, "file": file} | self._write(trial)
 
     def _back(self, request: Mapping[str, Any]) -> dict[str, Any]:
         who, trial = _who(request), self._pending(request)
@@ -234,8 +235,8 @@ class Desk:
             sitefile.create(path, text)
         except FileExistsError:
             raise Refused("there is a file already", "give another name, or remove it first", "path", str(path)) from None
-        except (OSError, ValueError) as e:
-            raise Refused(f"cannot be written: {getattr(e, 'strerror', None) or e}", "give another path", "path", str(path)) from None
+        except OSError as e:
+            raise Refused(f"cannot be written: {e.strerror or e}", "give another path", "path", str(path)) from None
         self.host.note(who, "settings save", None, f"settings in force into {path}")
         return {"ok": True, "path": str(path), "trial": self.trial is not None}
 
@@ -279,7 +280,7 @@ class Desk:
             self.host.note("ballast", "settings return", None, text)
         if self._taking is not None:
             revision, by_ns = self._taking
-            if int(getattr(self.host.image, "site_rev", revision)) >= revision or not self.host.ready():
+            if int(self.host.image.site_rev) >= revision or not self.host.ready():
                 self._taking = None  # a control that starts again reads them itself
             elif now_ns >= by_ns:
                 refused = self.host.restart("control", "the kernel did not take the new settings")
@@ -319,9 +320,9 @@ class Desk:
         return self.trial
 
     def _how(self, keys: Mapping[str, Any]) -> str:
-        """Live where every key is, the image takes it and control is there to take it; else control starts again."""
+        """Live where every key is, and control is there to take it; else control starts again."""
         live = all(row is None or row.how != RESTART for row in map(row_of, keys))
-        return LIVE if live and hasattr(self.host.image, "update_site") and self.host.ready() else RESTART
+        return LIVE if live and self.host.ready() else RESTART
 
     def _checked(self, typed: Mapping[str, Any], before: Site) -> Site:
         """The site with these changes, by the path of a site file. Raises SiteError."""
@@ -329,7 +330,7 @@ class Desk:
         asked = {key: value for key, value in typed.items() if key not in {p.key for p in problems}}
         try:
             source = self.source
-            site = build.load_site(source.path, source.sets, lambda: before.plant, text=source.text, changes=self.kept | asked)
+            site = build.load_site(source.path, source.sets, lambda: before.plant, text=source.text, changes=_after(self.kept, asked))
             if not problems:
                 build.plan(site)
                 changed = [bus for bus in site.buses if bus.port not in {b.port for b in before.buses}]
@@ -348,7 +349,7 @@ class Desk:
         if row is not None and key not in SETTINGS and self.host.site.virtual:
             why = "the virtual cabinet was built with its buses and devices"
             return Problem(file, key, value, why, f"end `ballast run`, and start it with --set {key}={value}")
-        if row is not None and key.startswith("bus.") and value == VIRTUAL:
+        if row is not None and key.startswith("bus.") and value in VIRTUALS:
             return Problem(file, key, value, "the virtual cabinet is started by `ballast run` alone", "start a virtual site beside it")
         by_path = row is not None and key.endswith(".profile") and str(value).endswith(".toml")
         if by_path and not (Path(self.host.site.file).parent / str(value)).is_file():  # a FIFO would hold the parent for ever
@@ -372,9 +373,7 @@ class Desk:
                 note = f"the file was edited meanwhile: {words}. It is left as it is; {stays}. Write what you want into it by hand"
                 return {"written": None, "conflicts": conflicts, "note": note}
             values = {key: self.host.site.flat()[key] for key in trial.typed}
-            new = sitefile.edited(text, values)
-            others = [s for s in self.source.sets if s.partition("=")[0].strip() not in values]
-            build.load_site(self.source.path, others, lambda: self.host.site.plant, text=new)
+            new = self._edited(text, values)
             backup = sitefile.write(Path(self.source.path), text, new)
         except (SiteError, SiteFileError, OSError) as e:
             return {"written": None, "note": f"the file is not written: {e}. {stays[0].upper()}{stays[1:]}"}
@@ -384,6 +383,16 @@ class Desk:
         again = f" The next start with --set {' --set '.join(outranked)} would outrank it." if outranked else ""
         return {"written": self._file(), "backup": str(backup), "note": f"written; the old file is {backup}.{edits}{again}"}
 
+    def _edited(self, text: str, values: Mapping[str, Value]) -> str:
+        """The file with these values, which loads. Raises SiteError, SiteFileError."""
+        others = [s for s in self.source.sets if s.partition("=")[0].strip() not in values]
+        new = sitefile.edited(text, values)
+        stands, flat = build.load_site(self.source.path, others, lambda: self.host.site.plant, text=new).flat(), self.host.site.flat()
+        # A bus that is a line again: what it had as a line this run still knows, and the file has lost it to another kind of port.
+        given, buses = walk.given(sites.parse(new, self._file())), [key[:-4] for key in values if row_of(key) is BUS["port"]]
+        lost = {k: v for k, v in flat.items() if k.startswith(tuple(buses)) and k not in given and stands.get(k) != v}
+        return sitefile.edited(text, {**values, **lost}) if lost else new
+
     def _conflicts(self, text: str, trial: Trial) -> dict[str, list[Any]]:
         """Confirmed keys that somebody has changed in the file since this run read it, to something else: {key: [then, now]}."""
         if text == self.file_text:
@@ -391,6 +400,11 @@ class Desk:
         then, now = (walk.given(sites.parse(one, self._file())) for one in (self.file_text, text))
         edited = [key for key in trial.typed if then.get(key) != now.get(key) != trial.changes[key][1]]
         return {key: [plain(then.get(key)), plain(now.get(key))] for key in edited}
+
+
+def _after(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, in the order in which they came: a port takes its bus's line settings with it, and later ones stay."""
+    return {key: value for key, value in before.items() if key not in changes} | dict(changes)
 
 
 # ---------------------------------------------------------------- what a request may hold

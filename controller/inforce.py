@@ -32,7 +32,7 @@ class InForce:
         self._new.replace(self._path)
         if self.out is not None:
             (self.out / SITE_NAME).write_text(_text(site))
-        (self.directory / PLAN_NAME).write_text(plan + "\n")
+        self._write_plan(plan)
 
     def stage(self, site: Site) -> None:
         """Writes the next site.json beside the one in force. Raises OSError, and then nothing has changed."""
@@ -63,11 +63,15 @@ class InForce:
     def show(self, site: Site, plan: str) -> None:
         """What only people and reports read; said where the disk does not take it."""
         try:
-            (self.directory / PLAN_NAME).write_text(plan + "\n")
+            self._write_plan(plan)
             if self.out is not None:
                 (self.out / SITE_NAME).write_text(_text(site))
         except OSError as e:
             say("ballast", f"{e.filename}: {e.strerror}")
+
+    def _write_plan(self, plan: str) -> None:
+        # Whatever the locale is, and whatever bytes the command line had for a port: people shall read it.
+        (self.directory / PLAN_NAME).write_text(plan + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _text(site: Site) -> str:

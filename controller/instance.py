@@ -7,9 +7,11 @@ of it whatever kills the parent), `instance.json` (who runs, where the image is)
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import pwd
 import select
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 from controller import disk
 
 PREFIX = "ballast-"
+USERS_RUN = Path("/run/user")
 LOCK_S = 0.3  # `status` looks at the lock for a moment: no reason to refuse a start
 
 
@@ -160,14 +163,36 @@ def find(site: str | None) -> Instance:
     fitting = [[i for i in place if site in (None, i.site)] for place in running()]
     instances = next((place for place in fitting if place), [])
     if not instances:
-        hidden = [d for base in base_directories() for d in base.glob(f"{PREFIX}{site or '*'}") if not os.access(d, os.R_OK | os.X_OK)]
-        if hidden:
-            raise InstanceError(f"{hidden[0]} belongs to another user: run this as that user, or as root (sudo)")
+        if others := _of_others(site):
+            raise InstanceError(others)
         raise InstanceError(f"{f'site {site}' if site else 'ballast'} is not running; start it with `ballast run`")
     if len(instances) > 1:
         names = ", ".join(i.site for i in instances)
         raise InstanceError(f"several sites run here: {names}; say which with --site NAME")
     return instances[0]
+
+
+def _of_others(site: str | None) -> str:
+    """Who has started the site, where that is another user; empty where nobody has.
+
+    Root is not let in either: what a directory of somebody else says (which file is the store, which process has the image) would be
+    done with root's rights. As its owner nothing can go wrong.
+    """
+    bases = base_directories()
+    if os.geteuid() == 0 and not os.environ.get("BALLAST_RUNTIME_DIR"):
+        bases += sorted(USERS_RUN.glob("*"))
+    for path in (d for base in bases for d in sorted(base.glob(f"{PREFIX}{site or '*'}"))):
+        with contextlib.suppress(OSError):
+            uid = path.lstat().st_uid
+            if uid == os.geteuid() or (os.access(path, os.R_OK | os.X_OK) and not (path / "instance.json").exists()):
+                continue
+            try:
+                owner = pwd.getpwuid(uid).pw_name
+            except KeyError:
+                owner = f"'#{uid}'"
+            name = path.name.removeprefix(PREFIX)
+            return f"site {name} was started by another user: run this as that user, with `sudo -u {owner} ballast ...` ({path})"
+    return ""
 
 
 def open_image(instance: Instance, *, writable: bool) -> Any:

@@ -29,6 +29,7 @@ SP_NONE, SP_HOLD, SP_BASE = 0, 1, 2
 LEASE_DEFAULT_S = 3600.0
 LEASE_MAX_S = 86400.0
 ALONE_S = 2.0
+UNNOTED = -(10**9)  # ids from here down are nanoseconds since boot; the reserve counts its few thousand rows from -1 down
 SESSION_LEASE_S = 3.0  # of a setpoint that ends with the log-in that gave it
 # An operator's limits, all not set: they only ever tighten.
 LIMITS = {
@@ -175,11 +176,6 @@ def reset(instance: Instance, image: Any, clock: Clock, who: str = "") -> int:
     return number
 
 
-def note(instance: Instance, command: str, text: str, clock: Clock, who: str = "") -> int:
-    """A person's command that moves nothing: log-in, acknowledgement, freeze. Returns the id in the audit trail."""
-    return _audit(instance, clock, who, command, None, None, text)
-
-
 def freeze(instance: Instance) -> str:
     """Asks the supervisor to keep the last 60 s and the next 10 s; where they go, in words. Raises InstanceError."""
     from controller.supervise import FREEZE_NAME, FREEZE_SIGNAL
@@ -221,7 +217,9 @@ def _audit(instance: Instance, clock: Clock, who: str, command: str, value_w: fl
 
 
 def audit(instance: Instance, clock: Clock, who: str, command: str, value_w: float | None, lease_s: float | None, text: str) -> int:
-    """A command's row in the audit trail, with its author; 0 (and a line) where the disk does not take it."""
+    """A command's row in the audit trail, with its author. Returns its id; where the disk does not take it (a line says so) one that
+    no row has and no other command: by it whoever renews a setpoint tells their own from another's. `noted` tells which.
+    """
     try:
         store = Store(Path(instance.store), instance.run)
         try:
@@ -231,7 +229,17 @@ def audit(instance: Instance, clock: Clock, who: str, command: str, value_w: flo
     except (OSError, sqlite3.Error) as e:
         # Whoever wants 0 W now does not want to hear of a full disk first. The full-rate record still shows the slot.
         say("ballast", f"{instance.store}: {e}: `{command}` acts without an entry in the audit trail")
-        return 0
+        return min(-clock.monotonic_ns(), UNNOTED)
+
+
+def noted(number: int) -> bool:
+    """The command of that id stands in the audit trail, or in its reserve."""
+    return number > UNNOTED
+
+
+def named(number: int) -> str:
+    """How a command is named to the person who gave it."""
+    return f"command {number}" if noted(number) else "not in the audit trail, whose disk takes nothing"
 
 
 def author() -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from controller import outlet
 from controller.clock import Clock, utc_text
 
 # Exit codes of `ballast` and of its children.
@@ -44,19 +45,28 @@ def die_with_parent(parent_pid: int, signum: int = signal.SIGTERM) -> None:
 
 
 def say(who: str, text: str) -> None:
-    """Log lines, each whole, on stderr and into the site's messages; lost where that is a full disk or a closed terminal:
-    no reason to stop.
+    """Log lines, each whole, on stderr and into the site's messages; lost where that is a full disk or a terminal that is closed
+    or not read: no reason to stop, or to wait.
     """
     lines = text.splitlines() or [""]
-    with contextlib.suppress(OSError, ValueError):
-        for line in lines:
-            sys.stderr.write(f"{who}: {line}\n")
-        sys.stderr.flush()
+    _tell("".join(f"{who}: {line}\n" for line in lines))
     if _messages is not None:
         path, clock = _messages
         stamp = utc_text(clock.wall_s())
         with contextlib.suppress(OSError):
             _append(path, "".join(f"{stamp} {who}: {line}\n" for line in lines).encode("utf-8", "replace"))
+
+
+def _tell(text: str) -> None:
+    """On stderr."""
+    try:
+        fd = sys.stderr.fileno()
+    except (AttributeError, ValueError):  # closed, or no file of the system's
+        with contextlib.suppress(AttributeError, ValueError):
+            sys.stderr.write(text)
+        return
+    with contextlib.suppress(OSError):
+        outlet.put(fd, text.encode("utf-8", "replace"))
 
 
 def keep_messages(directory: Path, clock: Clock) -> None:
@@ -180,10 +190,11 @@ class Child:
         """Starts it where its time has come; where the system has no process or memory to give: later. Says why not."""
         try:
             self.start()
-        except OSError as e:
+        except (OSError, MemoryError) as e:
             self.started_ns = self.clock.monotonic_ns()
             wait_s = self.plan_restart()
-            return f"{self.name} cannot be started: {e.strerror or e}; trying again in {max(wait_s, self.backoff.first_s):.1f} s"
+            why = (e.strerror if isinstance(e, OSError) else "no memory") or e
+            return f"{self.name} cannot be started: {why}; trying again in {max(wait_s, self.backoff.first_s):.1f} s"
         return ""
 
     def plan_restart(self) -> float:

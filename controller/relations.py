@@ -18,6 +18,7 @@ from hal import tcp
 
 _SHEDS = ("none", "hardwired", "cluster_cap")
 _PARITIES = ("E", "O", "N")
+_SWITCHES = ("auto", "on", "inverted", "off")  # of hal.adapter
 _LINE_UNITS = range(1, 248)  # Modbus over serial line V1.02, 2.2: 0 is a broadcast, 248 to 255 are reserved
 
 
@@ -119,6 +120,7 @@ def _buses(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
         if bus.parity not in _PARITIES:
             problems.append(Problem(site.file, f"{key}.parity", bus.parity, "is unknown", 'write "E", "O" or "N"'))
         _foreign_keys(site, bus, raw, problems)
+        _direction(site, bus, problems)
         if bus.virtual:
             continue
         real = _real_port(site, bus, problems)
@@ -132,6 +134,25 @@ def _buses(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
         why = "is virtual while other buses are real: the virtual cabinet is all or nothing"
         remedy = 'write a port, or "virtual", "virtual-tcp", "virtual-can" for all'
         problems.append(Problem(site.file, f"bus.{first.name}.port", first.port, why, remedy))
+
+
+def _direction(site: Site, bus: Bus, problems: list[Problem]) -> None:
+    """Who switches the RS-485 driver, and whether it lets go of the line before a device answers."""
+    key = f"bus.{bus.name}.rs485"
+    if bus.rs485 not in _SWITCHES:
+        problems.append(Problem(site.file, key, bus.rs485, "is unknown", f"one of {', '.join(_SWITCHES)}"))
+        return
+    if bus.rs485 not in ("on", "inverted"):
+        why = f"means nothing while {key} is {bus.rs485!r}: then the port's driver does not switch"
+        remedy = 'leave it out, or write rs485 = "on"'
+        given = {name: value for name in ("rs485_before_ms", "rs485_after_ms") if (value := getattr(bus, name))}
+        problems += [Problem(site.file, f"bus.{bus.name}.{name}", value, why, remedy) for name, value in given.items()]
+        return
+    t35_ms = 1e3 * bus.t35_s
+    if bus.rs485_after_ms >= t35_ms:
+        why = f"holds the line for longer than the t3.5 of {t35_ms:.2f} ms after which a device may answer"
+        most = f"write {math.ceil(t35_ms) - 1} or less"
+        problems.append(Problem(site.file, f"bus.{bus.name}.rs485_after_ms", bus.rs485_after_ms, why, most))
 
 
 def _foreign_keys(site: Site, bus: Bus, raw: Mapping[str, Any], problems: list[Problem]) -> None:
@@ -165,6 +186,9 @@ def _devices(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> Non
     can = {b.name for b in site.buses if b.can}  # there the identifiers tell devices apart, and each profile counts its own units
     for device in site.devices:
         key = f"device.{device.name}"
+        if device.bus in can and device.turnaround_ms >= 0.0:
+            why = f"means nothing on CAN (bus {device.bus}): nobody is asked there"
+            problems.append(Problem(site.file, f"{key}.turnaround_ms", device.turnaround_ms, why, "leave it out"))
         if device.role not in ROLES:
             remedy = near(device.role, ROLES) or f"one of {', '.join(ROLES)}"
             problems.append(Problem(site.file, f"{key}.role", device.role, "is no role", remedy))
@@ -185,14 +209,16 @@ def _devices(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> Non
 
 
 def _roles(site: Site, raw: Mapping[str, Any], problems: list[Problem]) -> None:
-    """A site needs one converter and one meter; a row with another error counts as there."""
+    """A site needs one converter and one meter, and has at most one BMS. A row with another error counts as there."""
     rows = raw.get("device", [])
     roles = Counter(row.get("role") for row in rows if isinstance(row, dict)) if isinstance(rows, list) else Counter()
     for role, text in (("pcs", "the converter that is commanded"), ("meter", "the meter at the PCC")):
         if roles[role] == 0:
             problems.append(Problem(site.file, "[[device]]", None, f'no device has role = "{role}" ({text})', "add it"))
-        if roles[role] > 1:
-            problems.append(Problem(site.file, "[[device]]", None, f'{roles[role]} devices have role = "{role}"', "one is commanded"))
+    for role in ("pcs", "meter", "bms"):
+        if (n := roles[role]) > 1:
+            why = f'{n} devices have role = "{role}": each would overwrite what the others say'
+            problems.append(Problem(site.file, "[[device]]", None, why, "keep one; packs in parallel need one BMS that speaks for all"))
     if not rows:
         return
     if roles["bms"] == 0:

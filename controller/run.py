@@ -4,6 +4,7 @@
                    ── plant       the virtual cabinet, where the site is virtual
                    ── control     owns the buses; when it dies the PCS reverts by itself, and control is started again
                    ── supervisor  leases and records; started again at once
+                   ── shelves     reads what stands beside the tick, where the site has any; started again at once
 
 The image belongs to the parent, so that no child's death takes it away. SIGTERM: control ramps to 0 and leaves; a
 second one: 0 now.
@@ -21,10 +22,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from _core import image as core
-from controller import build, instance, operate, status, summary
+from controller import build, instance, operate, outlet, status, summary, wires
 from controller.clock import Clock, RealClock
 from controller.desk import DESK_NAME, REFUSED, Desk, apply_live
 from controller.inforce import InForce
@@ -77,6 +78,7 @@ class Parent:
         self.image = core.ProcessImage.create()
         self.stopping = 0
         self.stop_ns = 0
+        self.told = False  # a control that has not taken the image was asked to leave
         self.code = EXIT_OK
         self.figures: dict[str, Any] | None = None  # engine statistics at the end of --for
         self.began_ns: int | None = None
@@ -101,7 +103,7 @@ class Parent:
             virtual=site.virtual,
             devices=[d.name for d in site.devices],
             buses=[b.name for b in site.buses],
-            plan=summary.latency(self.plan),
+            plan=self._kept(site, self.plan),
         )
 
     # ---- children
@@ -125,8 +127,12 @@ class Parent:
         self.control.backoff.young_s = CONTROL_YOUNG_S
         burn = ["--burn"] if self.options.burn else []
         self.supervisor = Child("supervisor", ["controller.supervise", *self._common_argv(), *burn], self.clock, fds, self.log)
+        shelves = ["controller.shelves.reader", "--directory", str(self.directory), "--parent", str(os.getpid())]
+        self.shelves = Child("shelves", shelves, self.clock, (), self.log)
         self.instance.write()
         self.supervisor.start()
+        if self.site.shelves:
+            self.shelves.start()
         self._wait_for_lease()
         self.control.start()
         self._tell()
@@ -182,17 +188,19 @@ class Parent:
         if code is not None and not self._was_wanted(self.supervisor):
             wait_s = self.supervisor.plan_restart()
             say("ballast", f"supervisor {exit_words(code)}; started again" + (f" in {wait_s:.1f} s" if wait_s else ""))
+        if (code := self.shelves.reap()) is not None and not self.stopping:
+            wait_s = self.shelves.plan_restart()
+            say("ballast", f"shelves {exit_words(code)}; started again" + (f" in {wait_s:.1f} s" if wait_s else ""))
         if self.plant is not None and (code := self.plant.child.reap()) is not None and not self.stopping:
             say("ballast", f"the virtual cabinet {exit_words(code)}")
             self.code = EXIT_FAILED
             self.stop(2)
-        for child in (self.control, self.supervisor):
+        for child in (self.control, self.supervisor, self.shelves):
             if child.again_ns is not None and now_ns >= child.again_ns:
                 if why := child.start_again():
                     say("ballast", why)
                 self._tell()
-        self._bound_stop(now_ns)
-        return True
+        return self._bound_stop(now_ns)
 
     def _control_ended(self, code: int) -> bool:
         """What follows from control's end: the end of the run, or a restart (True)."""
@@ -232,7 +240,7 @@ class Parent:
         self.files.commit()  # before the engine has it: what fails here has changed nothing
         try:
             revision = apply_live(self.image, site) if how == LIVE else 0
-        except REFUSED:
+        except BaseException:  # also what nobody has thought of: the files never say what the engine has not
             self.files.back(self.site)
             raise
         self.plan_before = self.plan
@@ -248,7 +256,7 @@ class Parent:
                 if not self.ready():
                     raise ValueError("control is starting")
                 revision = apply_live(self.image, site)
-            except REFUSED as e:
+            except Exception as e:  # whatever it is: they come back
                 say("ballast", f"the old settings come back with a new control: {e}")
                 how = RESTART
         self._in_force(site, self.plan_before, how)  # not made anew: that reads profiles, which somebody may be editing
@@ -274,11 +282,16 @@ class Parent:
         say("ballast", f"{command} by {who}: {text}")
         operate.audit(self.instance, self.clock, who, command, None, lease_s, text)
 
+    @staticmethod
+    def _kept(site: Site, plan: Any) -> dict[str, Any]:
+        """What other processes need of the plan."""
+        return (summary.latency(plan) or {}) | {"wires": wires.told(plan, site)}
+
     def _in_force(self, site: Site, made: Any, how: str) -> None:
         self.site, self.plan = site, made
         self.files.show(site, str(made))
         if how == RESTART:
-            self.instance.plan = summary.latency(made)
+            self.instance.plan = self._kept(site, made)
             self.control.argv = self._control_argv()
             self._begin_again(self.control, "with other settings")
 
@@ -305,14 +318,21 @@ class Parent:
         if self.control.pid == 0 or int(self.image.head) == 0:
             self.control.send(signal.SIGTERM)  # still starting: it waits for a device, not for the image
 
-    def _bound_stop(self, now_ns: int) -> None:
+    def _bound_stop(self, now_ns: int) -> bool:
+        """A stop ends in a bounded time. False when there is no control left to wait for."""
         if not self.stopping:
-            return
+            return True
         for_s = (now_ns - self.stop_ns) / 1e9
         if for_s > RAMP_S + 2 * LEAVE_S:
             self.control.send(signal.SIGKILL)
-        elif for_s > RAMP_S:
+            return self.control.pid != 0  # 0: the system has had no process to give for it
+        if for_s > RAMP_S:
             self.image.request_stop(3)
+        if not self.ready() and not self.told and (for_s > LEAVE_S or self.stopping > 2):
+            # It was started again and waits for a device, not for the image; usually it is back within LEAVE_S, and ramps down.
+            self.control.send(signal.SIGTERM)
+            self.told = self.control.pid != 0
+        return True
 
     def _signals(self) -> None:
         """SIGTERM and SIGINT raise the level by one each; the second means 0 now."""
@@ -332,25 +352,26 @@ class Parent:
             signal.signal(signum, lambda *_: None)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for the children: a freeze asked of a supervisor that starts must not end it
         signal.set_wakeup_fd(self.wake_w, warn_on_full_buffer=False)
-        live = sys.stdout.isatty() and not self.options.quiet
+        screen = outlet.Screen(sys.stdout.fileno()) if sys.stdout.isatty() and not self.options.quiet else None
         log_path = self.directory / "log"
         try:
             with contextlib.ExitStack() as stack:
-                if live:
+                if screen is not None:
                     # The picture owns the terminal; what children say is kept beside it and shown if the run fails.
                     self.log = stack.enter_context(open(log_path, "wb"))
                 # Before the first picture: a refusal at start belongs on the plain terminal.
                 going = self.start() and self._wait_for_first_tick()
-                show = stack.enter_context(_live(self)) if live and going else _lines(self)
+                show = stack.enter_context(_live(self, screen)) if screen is not None and going else _lines(self)
                 while going and self._look_after():
                     self._wait()
                     self._check_duration()
                     show()
         finally:
             self._end()
-        if live:
+        if screen is not None:
             # What the picture had hidden: the log where something failed, else how it ended.
-            sys.stderr.write(log_path.read_text(errors="replace")[-4000:] if self.code else self.last_line + "\n")
+            screen.write(log_path.read_text(errors="replace")[-4000:] if self.code else self.last_line + "\n")
+            screen.part()
         if self.code == EXIT_OK and self.options.out is not None:
             try:
                 self._summarise()
@@ -369,7 +390,7 @@ class Parent:
         return True
 
     def _wait(self) -> None:
-        fds = [self.wake_r, *(fd for fd in (self.control.pidfd, self.supervisor.pidfd) if fd >= 0)]
+        fds = [self.wake_r, *(fd for fd in (self.control.pidfd, self.supervisor.pidfd, self.shelves.pidfd) if fd >= 0)]
         reading, writing = self.server.fds() if self.server is not None else ([], [])
         asked = [self.plant.fileno()] if self.plant is not None and self.plant.owes() else []
         ready = select.select([*fds, *reading, *asked], writing, [], POLL_S)
@@ -401,6 +422,7 @@ class Parent:
             self.figures = {
                 "stats": self.image.engine_stats(),
                 "buses": summary.buses(self.image, self.site),
+                "wires": wires.collect(self.image, self.site, wires.told(self.plan, self.site)),
                 "not_held_s": (self.image.latest() or {"out": {"not_held_s": None}})["out"]["not_held_s"],
                 "duration_s": (self.clock.monotonic_ns() - self.began_ns) / 1e9,
             }
@@ -419,6 +441,7 @@ class Parent:
             if self.control.wait(LEAVE_S) is None:
                 self.control.send(signal.SIGKILL)
                 self.control.wait(1)
+            self.shelves.send(signal.SIGTERM)
             self.supervisor.send(signal.SIGTERM)
             if self.supervisor.wait(LEAVE_S) is None:
                 self.supervisor.send(signal.SIGKILL)
@@ -465,6 +488,7 @@ class Parent:
         say("ballast", f"wrote {summary.write(text, self.options.out)}")
         histograms = {key: list(self.figures["stats"][key]) for key in ("wake_us", "step_ns")}
         (self.options.out / ENGINE_NAME).write_text(json.dumps(histograms))
+        wires.write(self.figures["wires"], self.options.out)
         if self.options.report:
             report(self.options.out)
 
@@ -501,26 +525,29 @@ def _lines(parent: Parent) -> Callable[[], None]:
         if now_ns < due_ns or parent.options.quiet:
             return
         due_ns = now_ns + int(STATUS_S * 1e9)
-        with contextlib.suppress(OSError):  # a full disk or a closed pipe is no reason to stop a site
-            print(status.line(status.collect(parent.instance, parent.site, parent.image, parent.clock)), flush=True)
+        line = status.line(status.collect(parent.instance, parent.site, parent.image, parent.clock))
+        with contextlib.suppress(OSError, ValueError):  # a full disk or a closed pipe is no reason to stop a site
+            outlet.put(sys.stdout.fileno(), f"{line}\n".encode())
 
     return show
 
 
 @contextlib.contextmanager
-def _live(parent: Parent) -> Any:
-    """On a terminal: the picture of `ballast top`."""
+def _live(parent: Parent, screen: outlet.Screen) -> Any:
+    """On a terminal: the picture of `ballast top`. Where the terminal does not take it (Ctrl-S), the next ones are left out."""
+    from rich.console import Console
+
     from controller.top import REFRESH_S, View
     from controller.topdata import Source
 
     source = Source(parent.image, parent.site, parent.instance)
     due_ns = 0
-    with View() as view:
+    with View(Console(file=cast(IO[str], screen))) as view:
 
         def show() -> None:
             nonlocal due_ns
             now_ns = parent.clock.monotonic_ns()
-            if now_ns >= due_ns:
+            if now_ns >= due_ns and screen.ready():
                 due_ns = now_ns + int(REFRESH_S * 1e9)
                 source.site = parent.site
                 view.draw(source.snapshot(now_ns))

@@ -24,6 +24,7 @@ HOW = {
     RESTART: "control is started again, and adopts the live PCS without a bump",
     START: "read when `ballast run` starts",
 }
+TRY_S, TRY_MIN_S, TRY_MAX_S = 60.0, 5.0, 600.0  # how long a setting is tried before it goes back by itself
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Setting:
     high: float
     unit: str
     text: str
-    kind: str = "float"  # float, int, str
+    kind: str = "float"  # float, int, str; in rows also days, ints (a list of whole numbers), names (a list of texts)
     needed: bool = False  # must stand in a user's file
     how: str = LIVE  # how it changes while the site runs: see HOW
 
@@ -113,24 +114,30 @@ _ROWS = (
 SETTINGS: dict[str, Setting] = {row.key: row for row in _ROWS}
 SECTIONS = tuple(dict.fromkeys(row.section for row in SETTINGS.values()))
 
-# Rows of the arrays of tables: [[bus]], [[device]], [[schedule]].
+# Rows of the arrays of tables: [[bus]], [[device]], [[shelf]], [[schedule]].
 _PORT_TEXT = 'serial port, "tcp://host:502", "can:IFACE", "slcan:TTY"; the virtual cabinet: "virtual", "virtual-tcp", "virtual-can"'
 _LATENCY_TEXT = "TCP only: a request's way there and its answer's way back, without turnaround"
 _BITRATE_TEXT = "CAN: rate of the bus; SocketCAN has it from `ip link`"
+_RS485_TEXT = 'who switches the RS-485 driver: "auto" the adapter, "on" the port with RTS, "inverted" the same with RTS low, "off" nobody'
+_BEFORE_TEXT = "RTS so long before the first bit of a request; the plan counts it"
+_AFTER_TEXT = "RTS so long after its last bit; below t3.5, or it speaks over the answer"
+_TURNAROUND_TEXT = "from the request's detection to the answer's first bit, at worst (p99); -1: as the profile says. Not on CAN"
 _UNIT_TEXT = "Modbus address: 1 to 247 on a serial line, 0 to 255 over TCP; CAN: 1 up"
 BUS = {
     row.key: row
     for row in (
         Setting("name", None, 1, 20, "", "short name, used by devices and records", "str", needed=True, how=START),
         Setting("port", "virtual", 1, 200, "", _PORT_TEXT, "str", how=RESTART),
-        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed; serial ports only", "int", how=RESTART),
+        Setting("baud", 460800, 1200, 4_000_000, "Bd", "line speed; serial ports and slcan adapters only", "int", how=RESTART),
         Setting("parity", "E", 1, 1, "", "E, O or N; serial ports only", "str", how=RESTART),
         Setting("stop_bits", 1, 1, 2, "", "1 or 2; serial ports only", "int", how=RESTART),
+        Setting("rs485", "auto", 2, 8, "", _RS485_TEXT, "str", how=RESTART),
+        Setting("rs485_before_ms", 0, 0, 100, "ms", _BEFORE_TEXT, "int", how=RESTART),
+        Setting("rs485_after_ms", 0, 0, 100, "ms", _AFTER_TEXT, "int", how=RESTART),
         Setting("latency_ms", 1.0, 0.05, 1000, "ms", _LATENCY_TEXT, how=RESTART),
         Setting("bitrate", 500_000, 10_000, 1_000_000, "bit/s", _BITRATE_TEXT, "int", how=RESTART),
     )
 }
-SERIAL_KEYS, TCP_KEYS = ("baud", "parity", "stop_bits"), ("latency_ms",)  # of [[bus]], which the other kind has not
 DEVICE = {
     row.key: row
     for row in (
@@ -139,6 +146,22 @@ DEVICE = {
         Setting("bus", None, 1, 20, "", "the bus it answers on", "str", needed=True, how=RESTART),
         Setting("unit", None, 0, 255, "", _UNIT_TEXT, "int", needed=True, how=RESTART),
         Setting("profile", "sunspec", 1, 200, "", '"sunspec", a profile\'s name, or the path of a profile file', "str", how=RESTART),
+        Setting("turnaround_ms", -1.0, -1, 1000, "ms", _TURNAROUND_TEXT, how=RESTART),
+    )
+}
+_SHELF_UNITS = "addresses, one device each; without it every address that the profile knows is asked"
+_SHELF_ALLOW = "what may be written to these devices, by the names of the profile's [[write]] rows; default: nothing"
+SHELF = {
+    row.key: row
+    for row in (
+        Setting("name", None, 1, 20, "", "short name; its devices are called NAME.UNIT", "str", needed=True, how=START),
+        Setting("port", None, 1, 200, "", "serial port; several shelves may share one, no [[bus]] may", "str", needed=True, how=START),
+        Setting("profile", None, 1, 200, "", "a shelf profile's name, or the path of a profile file", "str", needed=True, how=START),
+        Setting("units", None, 1, 255, "", _SHELF_UNITS, "ints", how=START),
+        Setting("baud", None, 1200, 4_000_000, "Bd", "line speed; default: the profile's", "int", how=START),
+        Setting("parity", None, 1, 1, "", "E, O or N; default: the profile's", "str", how=START),
+        Setting("stop_bits", 1, 1, 2, "", "1 or 2", "int", how=START),
+        Setting("allow", None, 1, 40, "", _SHELF_ALLOW, "names", how=START),
     )
 }
 SCHEDULE = {
@@ -283,7 +306,7 @@ def markdown() -> str:
         for r in rows:
             default = "**needed**" if r.needed else "derived" if r.default is None else f"`{r.default}`"
             lines.append(f"| `{r.name}` | {default} | {range_text(r)} | {r.how} | {r.text} |")
-    for title, table in (("[[bus]]", BUS), ("[[device]]", DEVICE), ("[[schedule]]", SCHEDULE)):
+    for title, table in (("[[bus]]", BUS), ("[[device]]", DEVICE), ("[[shelf]]", SHELF), ("[[schedule]]", SCHEDULE)):
         lines += ["", f"## {title}", "", "| key | default | changes | meaning |", "| --- | --- | --- | --- |"]
         for r in table.values():
             default = "**needed**" if r.needed else "" if r.default is None else f"`{r.default}`"

@@ -16,15 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from controller import walk
+from controller import ports, walk
 from controller.problems import Problem, SiteError
-from controller.settings import SERIAL_KEYS, SETTINGS, TCP_KEYS, Value, derived
-from hal import tcp
+from controller.settings import SETTINGS, Value, derived
 
 BUILTIN = Path(__file__).with_name("builtin.toml")
-VIRTUAL = "virtual"
-VIRTUAL_CAN = "virtual-can"
-VIRTUAL_TCP = tcp.VIRTUAL
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 
 
@@ -52,28 +48,37 @@ class Bus:
     baud: int
     parity: str
     stop_bits: int
+    rs485: str = "auto"  # hal.adapter.MODES
+    rs485_before_ms: int = 0
+    rs485_after_ms: int = 0
     latency_ms: float = 1.0  # TCP
     bitrate: int = 500_000
 
     @property
     def can(self) -> bool:
         """True for CAN, False for Modbus."""
-        return self.port == VIRTUAL_CAN or self.port.startswith(("can:", "slcan:"))
+        return ports.kind(self.port) in (ports.CAN, ports.SLCAN)
 
     @property
     def tcp(self) -> bool:
         """True for Modbus over TCP, False for a serial line."""
-        return tcp.is_tcp(self.port)
+        return ports.kind(self.port) == ports.TCP
 
     @property
     def virtual(self) -> bool:
         """True where the virtual cabinet is behind it."""
-        return self.port in (VIRTUAL, VIRTUAL_TCP, VIRTUAL_CAN)
+        return self.port in ports.VIRTUALS
 
     @property
     def foreign(self) -> tuple[str, ...]:
         """Keys of [[bus]] that mean nothing on this kind of bus."""
-        return SERIAL_KEYS if self.tcp else TCP_KEYS
+        return ports.foreign(self.port)
+
+    @property
+    def t35_s(self) -> float:
+        """Silence that ends a frame on a serial line: 3.5 characters, 1.75 ms above 19200 baud (Modbus over serial line V1.02,
+        2.5.1.1)."""
+        return 1.75e-3 if self.baud > 19200 else 3.5 * (9 + (self.parity != "N") + self.stop_bits) / self.baud
 
     @property
     def speed(self) -> str:
@@ -92,6 +97,21 @@ class Device:
     bus: str
     unit: int
     profile: str
+    turnaround_ms: float = -1.0  # below 0: what the profile says
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Devices of one kind on one serial port beside the tick: read by a process of their own, never part of the plan."""
+
+    name: str
+    port: str
+    profile: str
+    units: tuple[int, ...]
+    baud: int
+    parity: str
+    stop_bits: int = 1
+    allow: tuple[str, ...] = ()  # what may be written
 
 
 @dataclass(frozen=True)
@@ -115,6 +135,7 @@ class Site:
     buses: list[Bus]
     devices: list[Device]
     schedule: list[ScheduleRow]
+    shelves: list[Shelf] = field(default_factory=list)
     plant: dict[str, Value] = field(default_factory=dict)  # overrides meant for the virtual cabinet
     notes: list[str] = field(default_factory=list)
 
@@ -151,6 +172,7 @@ class Site:
             buses=[Bus(**row) for row in data["buses"]],
             devices=[Device(**row) for row in data["devices"]],
             schedule=[ScheduleRow(r["start_s"], r["end_s"], tuple(r["days"]), r["base_w"]) for r in data["schedule"]],
+            shelves=[Shelf(**row | {"units": tuple(row["units"]), "allow": tuple(row["allow"])}) for row in data["shelves"]],
             plant=dict(data["plant"]),
             notes=list(data["notes"]),
         )
@@ -163,7 +185,7 @@ class Site:
     def settings_hash(self) -> str:
         """sha256 of everything that decides what the kernel does; stands in each segment of a record."""
         data = self.to_dict()
-        for key in ("file", "notes", "plant"):
+        for key in ("file", "notes", "plant", "shelves"):
             data.pop(key)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
@@ -192,7 +214,7 @@ def load(
             remedy = walk.near(key, [*SETTINGS, *walk.row_keys(raw)])
             problems.append(Problem(label, key, value, "no such setting of this site", remedy))
     values = walk.settings(raw, label, problems)
-    buses, devices, rows = walk.tables(raw, label, problems)
+    buses, devices, shelves, rows = walk.tables(raw, label, problems)
     site = Site(
         file=label,
         values=values,
@@ -202,6 +224,9 @@ def load(
         plant=plant,
     )
     from controller.relations import check  # not at the top: relations names Site
+    from controller.shelves.rules import bind
+
+    site.shelves = bind(shelves, site, problems)
 
     if not walk.stands(raw, SETTINGS["load.peak_w"]):
         site.notes.append("load.peak_w is not given: taken to stay within grid.feeder_w, and not checked")

@@ -15,7 +15,7 @@ import tomlkit
 
 from controller import disk, walk
 from controller.settings import BUS, DEVICE, SECTIONS, SETTINGS, Setting, Value, range_text
-from controller.site import ScheduleRow, Site
+from controller.site import Bus, ScheduleRow, Site
 
 NAME_WIDTH = 32  # of `key = value` in a complete file: comments begin in one column
 
@@ -33,6 +33,8 @@ def edited(text: str, changes: Mapping[str, Value]) -> str:
         for key, value in changes.items():
             table, name = _place(doc, key)
             _put(table, name, value)
+            for left in walk.left_behind(key, value):
+                table.pop(left, None)
         new = tomlkit.dumps(doc)
         wanted, got = tomllib.loads(text), tomllib.loads(new)
     except SiteFileError:
@@ -78,17 +80,21 @@ def write(path: Path, before: str, new: str) -> Path:
     """
     real = Path(os.path.realpath(path))
     old = before.encode("utf-8")
-    if real.read_bytes() != old:
-        raise SiteFileError("it was changed this very moment; try again")
+    _unchanged(real, old)
     backup = real.with_name(real.name + ".bak")
     _replace(backup, old, real)
-    _replace(real, new.encode("utf-8"), real)
+    _replace(real, new.encode("utf-8"), real, old)
     disk.sync_directory(real.parent)
     return backup
 
 
-def _replace(target: Path, data: bytes, like: Path) -> None:
-    """Temporary file, fsync, rename; mode and owner as those of `like`."""
+def _unchanged(path: Path, old: bytes) -> None:
+    if path.read_bytes() != old:
+        raise SiteFileError("it was changed this very moment; try again")
+
+
+def _replace(target: Path, data: bytes, like: Path, old: bytes | None = None) -> None:
+    """Temporary file, fsync, rename; mode and owner as those of `like`. `old`: what the target has to hold at the last moment."""
     wanted = like.stat()
     new = target.with_name(f".{target.name}.new")
     new.unlink(missing_ok=True)
@@ -99,6 +105,8 @@ def _replace(target: Path, data: bytes, like: Path) -> None:
             os.fchown(fd, wanted.st_uid, wanted.st_gid)
         os.fchmod(fd, wanted.st_mode & 0o777)
         os.fsync(fd)
+        if old is not None:
+            _unchanged(target, old)
         new.replace(target)
     except BaseException:
         new.unlink(missing_ok=True)
@@ -113,6 +121,7 @@ def create(path: Path, text: str) -> None:
     try:
         disk.write_all(fd, text.encode("utf-8"))
         os.fsync(fd)
+        disk.sync_directory(path.parent)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -136,7 +145,7 @@ def whole(site: Site, directory: Path | None = None) -> str:
     for array, known, found in (("bus", BUS, site.buses), ("device", DEVICE, site.devices)):
         for i, row in enumerate(found):
             lines += ["", f"[[{array}]]"]
-            values = {name: getattr(row, name) for name in known if name not in getattr(row, "foreign", ())}
+            values = {name: getattr(row, name) for name in known if not isinstance(row, Bus) or name not in row.foreign}
             if array == "device":
                 values["profile"] = _profile(site, str(values["profile"]), directory)
             given = {name: value for name, value in values.items() if value is not None}

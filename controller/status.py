@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from _core import image as core
-from controller import summary
+from controller import build, summary, wires
 from controller.clock import Clock
 from controller.instance import Instance, alive
 from controller.site import Site
@@ -39,6 +39,7 @@ def collect(instance: Instance, site: Site, image: Any, clock: Clock) -> dict[st
         events=[],
         record_sha256=None,
     )
+    got = wires.collect(image, site, (instance.plan or {}).get("wires"))
     devices = {}
     for i, device in enumerate(site.devices):
         row = image.device_stats(i)
@@ -59,6 +60,8 @@ def collect(instance: Instance, site: Site, image: Any, clock: Clock) -> dict[st
         "parent": {"pid": instance.pid},
         "plant": {"pid": instance.plant_pid} if instance.plant_pid else None,
         "devices": devices,
+        "wires": got,
+        "warnings": wires.warnings(got, site) + build.held_notes(site),
         "store": instance.store,
         "image": latest,
     }
@@ -109,10 +112,15 @@ def text(status: dict[str, Any]) -> str:
         + (f"  wake p50 {wake['p50']:.0f} p99 {wake['p99']:.0f} max {wake['max']:.0f} us" if wake else "")
     )
     lines += [f"limit  {name}: {words}" for name, words in core.LIMIT_TEXT.values() if name in status["limits_active"]]
+    got = status["wires"]
     for name, row in status["buses"].items():
-        lines.append(f"bus {name}  " + "  ".join(f"{key} {value}" for key, value in row.items()))
+        told = ["  ".join(f"{key} {value}" for key, value in row.items()), wires.bus_line(got["buses"][name])]
+        lines.append(f"bus {name}  " + "  ".join(filter(None, told)))
     for name, row in status["devices"].items():
-        lines.append(f"device {name}  {'answers' if row['alive'] else 'DOES NOT ANSWER'}  ok {row['ok']}  failed {row['failed']}")
+        told = [f"{'answers' if row['alive'] else 'DOES NOT ANSWER'}  ok {row['ok']}  failed {row['failed']}"]
+        lines.append(f"device {name}  " + "  ".join(filter(None, [*told, wires.device_line(got["devices"][name])])))
+    lines += filter(None, [wires.meter_line(got)])
+    lines += [f"warning: {text}" for text in status["warnings"]]
     reasons = status["health"]["reasons"]
     lines += ["healthy"] if not reasons else [f"DEGRADED: {reason}" for reason in reasons]
     return "\n".join(lines)

@@ -8,9 +8,12 @@ History is one row a second, committed in batches (the ring keeps 60 s, so a kil
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ CREATE TABLE IF NOT EXISTS audit (
 CREATE INDEX IF NOT EXISTS audit_run ON audit (run, id);
 PRAGMA user_version = {SCHEMA_VERSION};
 """
+_COLUMNS = "id, wall_s, who, kind, command, value_w, lease_s, text"
 _AUDIT = "INSERT INTO audit (run, wall_s, t_ns, who, kind, command, value_w, lease_s, text) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _AUDIT_AGAIN = _AUDIT.replace("INSERT", "INSERT OR IGNORE").replace("(run,", "(id, run,").replace("(?,", "(?, ?,")
 # What stood in two tables before: commands alone in `audit`, all else in `events`.
@@ -215,7 +219,7 @@ class Store:
 
     def events(self, limit: int = 1000) -> list[tuple[float, int, str, str]]:
         """(wall_s, t_ns, kind, text) of this run without commands, oldest first; with what waits in the reserve."""
-        sql = "SELECT wall_s, t_ns, kind, text FROM audit WHERE run = ? AND kind <> 'command' ORDER BY wall_s, id LIMIT ?"
+        sql = "SELECT wall_s, t_ns, kind, text FROM audit WHERE run = ? AND kind <> 'command' ORDER BY wall_s, ABS(id) LIMIT ?"
         rows = self.db.execute(sql, (self.run, limit)).fetchall() if self._prepared else []
         with self.reserve.held() as waiting:
             rows += [(r[2], r[3], r[5], r[9]) for r in waiting if r[1] == self.run and r[5] != "command"]
@@ -223,26 +227,40 @@ class Store:
 
     def trail(self, limit: int, word: str = "", *, kind: str = "") -> list[Trail]:
         """The newest rows of all runs, oldest first. `word`: only those that hold it; "typed": what was typed at consoles."""
-        sql = "SELECT wall_s, who, kind, command, text FROM audit WHERE (? = '' OR kind = ?)"
-        args: list[Any] = [kind, kind]
+        fits, args = "(? = '' OR kind = ?)", [kind, kind]
         if word == TYPED:
-            sql += " AND command = ?"
+            fits += " AND command = ?"
             args.append(TYPED)
         else:
             whole = "LOWER(who || ' ' || kind || ' ' || COALESCE(command, '') || ' ' || text)"
-            sql += f" AND COALESCE(command, '') <> ? AND (? = '' OR INSTR({whole}, ?))"
+            fits += f" AND COALESCE(command, '') <> ? AND (? = '' OR INSTR({whole}, ?))"
             args += [TYPED, word, word]
-        rows = self.db.execute(sql + " ORDER BY id DESC LIMIT ?", (*args, limit)).fetchall()
-        return [Trail(wall_s, who, kind, command or "", text) for wall_s, who, kind, command, text in rows[::-1]]
+        return _trails(self._newest(limit, fits, args))
 
     def faults(self, since_wall_s: float) -> list[Trail]:
         """What came, went and was acknowledged since, oldest first: rows whose command names a fault, or is "ack"."""
-        sql = (
-            "SELECT wall_s, who, kind, command, text FROM audit WHERE wall_s >= ? AND command IS NOT NULL "
-            "AND (kind <> 'command' OR command = 'ack') ORDER BY id DESC LIMIT ?"
-        )
-        rows = self.db.execute(sql, (since_wall_s, MAX_FAULT_ROWS)).fetchall()
-        return [Trail(wall_s, who, kind, command, text) for wall_s, who, kind, command, text in rows[::-1]]
+        fits = "wall_s >= ? AND command IS NOT NULL AND (kind <> 'command' OR command = 'ack')"
+        return _trails(self._newest(MAX_FAULT_ROWS, fits, [since_wall_s]))
+
+    def _newest(self, limit: int, fits: str, args: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """The newest rows of all runs, newest first, as _COLUMNS; with what waits in the reserve.
+
+        Rows stand in the order of their numbers, which a clock that is set back does not change. Those of the reserve count down from
+        -1 in an order of their own; wall time says where they belong, and of equals they are the later ones.
+        """
+        select = f"SELECT {_COLUMNS} FROM audit WHERE {{}} AND {fits} ORDER BY ABS(id) DESC LIMIT ?"
+        own: list[tuple[Any, ...]] = []
+        reserved: dict[int, tuple[Any, ...]] = {}  # by number: after a cut a row may be here and there
+        if self._prepared:
+            own = self.db.execute(select.format("id > 0").replace("ABS(id)", "id"), (*args, limit)).fetchall()
+            reserved = {row[0]: row for row in self.db.execute(select.format("id < 0"), (*args, limit))}
+        if not self.reserve.empty():
+            with self.reserve.held() as waiting, contextlib.closing(sqlite3.connect(":memory:")) as beside:
+                beside.executescript(_SCHEMA)
+                beside.executemany(_AUDIT_AGAIN, waiting)
+                reserved |= {row[0]: row for row in beside.execute(select.format("id < 0"), (*args, limit))}
+        merged = heapq.merge([reserved[n] for n in sorted(reserved)], own, key=lambda row: row[1], reverse=True)
+        return list(islice(merged, limit))
 
     def author(self, number: int) -> str | None:
         """Who gave the command of that id."""
@@ -254,11 +272,15 @@ class Store:
 
     def audit(self, limit: int = 100) -> Iterable[tuple[Any, ...]]:
         """The newest commands first: (id, wall_s, who, command, value_w, lease_s, text)."""
-        columns = "id, wall_s, who, command, value_w, lease_s, text"
-        sql = f"SELECT {columns} FROM audit WHERE kind = 'command' ORDER BY wall_s DESC, id DESC LIMIT ?"
-        return list(self.db.execute(sql, (limit,)).fetchall())
+        rows = self._newest(limit, "kind = 'command'", [])
+        return [(number, wall_s, who, *rest) for number, wall_s, who, _, *rest in rows]
 
     def close(self) -> None:
         """Closes the connection."""
         if self.db is not None:
             self.db.close()
+
+
+def _trails(newest: Sequence[tuple[Any, ...]]) -> list[Trail]:
+    """Oldest first."""
+    return [Trail(wall_s, who, kind, command or "", text) for _, wall_s, who, kind, command, _, _, text in newest[::-1]]

@@ -96,7 +96,7 @@ class Supervisor:
         self._limit_last_ns: dict[int, int] = {}
         self._row: int | None = None
         self._offset_s: float | None = None
-        self._window_s = 0.0
+        self._window_s: float | None = None
         self._alive: dict[str, bool] = {}
         self._site_rev: int | None = None  # of the last tick that was kept
         self._site: dict[str, Any] = {}
@@ -136,8 +136,8 @@ class Supervisor:
         self._drain(now_ns, self.clock.wall_s())
 
     def take_site(self, site: Site, now_ns: int) -> None:
-        """Other settings from now on: limits, schedule and billing window at once, and the hash in new segments of the
-        record. What is in the ring was made under the old ones, and is closed with their hash.
+        """Other settings from now on: limits and schedule at once, and the hash in new segments of the record. What is in the
+        ring was made under the old ones, and is closed with their hash. The billing window follows once control has it.
         """
         wall_s = self.clock.wall_s()
         before, self.site = self.site, site
@@ -146,8 +146,6 @@ class Supervisor:
         old, new = before.flat(), site.flat()
         words = ", ".join(f"{key} {old.get(key)} -> {new.get(key)}" for key in new if old.get(key) != new.get(key))
         self.event("settings", words[:SAID_CHARS] or "as they were", now_ns, wall_s)
-        if (window_s := site.num("grid.billing_window_s")) != before.num("grid.billing_window_s"):
-            self._offset_s = (wall_s - now_ns / 1e9) % window_s if window_s else None
         self._next_flush_ns = 0
         self._drain(now_ns, wall_s)
         for sink in (self.writer, self.freezer):
@@ -214,12 +212,12 @@ class Supervisor:
         window.
         """
         window_s = float(self._site.get("billing_window_s", self.site.num("grid.billing_window_s")))
+        another, self._window_s = self._window_s not in (None, window_s), window_s
         if not window_s:
             return
         target_s = (wall_s - now_ns / 1e9) % window_s
-        if self._window_s not in (0.0, window_s):  # another window was set while control ran: the clock is innocent
+        if another:  # it was set while control ran: the clock is innocent
             self._offset_s = target_s
-        self._window_s = window_s
         if self._offset_s is None:
             # A restarted supervisor goes on from what is in force.
             self._offset_s = float(self.image.billing_offset_s) % window_s if self._position else target_s

@@ -10,24 +10,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from controller import ports
 from controller.problems import Problem
-from controller.settings import (
-    BUS,
-    DEVICE,
-    SCHEDULE,
-    SECTIONS,
-    SERIAL_KEYS,
-    SETTINGS,
-    TCP_KEYS,
-    Setting,
-    Value,
-    in_unit,
-    other_unit,
-    range_text,
-)
-from hal import tcp
+from controller.settings import BUS, DEVICE, SCHEDULE, SECTIONS, SETTINGS, SHELF, Setting, Value, in_unit, other_unit, range_text
 
-ARRAYS: dict[str, dict[str, Setting]] = {"bus": BUS, "device": DEVICE, "schedule": SCHEDULE}
+ARRAYS: dict[str, dict[str, Setting]] = {"bus": BUS, "device": DEVICE, "shelf": SHELF, "schedule": SCHEDULE}
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -83,7 +70,7 @@ def stands(raw: Mapping[str, Any], row: Setting) -> bool:
 
 
 def tables(raw: Mapping[str, Any], label: str, problems: list[Problem]) -> tuple[list[dict[str, Any]], ...]:
-    """The rows of [[bus]], [[device]] and [[schedule]] that are whole and right."""
+    """The rows of [[bus]], [[device]], [[shelf]] and [[schedule]] that are whole and right."""
     out = []
     for name, known in ARRAYS.items():
         rows = raw.get(name, [])
@@ -137,6 +124,8 @@ def _one(key: str, name: str, value: Any, known: Mapping[str, Setting], label: s
         return _text(key, setting, value, label, problems)
     if setting.kind == "days":
         return _days(key, value, label, problems)
+    if setting.kind in ("ints", "names"):
+        return _list(key, setting, value, label, problems)
     return _number(key, name, setting, value, label, problems)
 
 
@@ -192,6 +181,20 @@ def _days(key: str, value: Any, label: str, problems: list[Problem]) -> list[int
     return sorted({DAYS.index(day.lower()[:3]) for day in rows})
 
 
+def _list(key: str, setting: Setting, value: Any, label: str, problems: list[Problem]) -> list[Any] | None:
+    if setting.kind == "names":
+        bad = not isinstance(value, list) or any(not isinstance(x, str) or not setting.low <= len(x) <= setting.high for x in value)
+        remedy = f'write {setting.key} = ["name", ...]'
+    else:
+        whole = isinstance(value, list) and value != [] and all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+        bad = not whole or any(not setting.low <= x <= setting.high for x in value)
+        remedy = f"write {setting.key} = [1, 2, ...], each {range_text(setting)}"
+    if bad:
+        problems.append(Problem(label, key, value, "is no such list", remedy))
+        return None
+    return list(value)
+
+
 def put(raw: dict[str, Any], key: str, value: Any) -> bool:
     """Puts an override into the parsed file; False where the site has no such key."""
     if key in SETTINGS:
@@ -206,12 +209,18 @@ def put(raw: dict[str, Any], key: str, value: Any) -> bool:
         for row in rows if isinstance(rows, list) else []:
             if isinstance(row, dict) and row.get("name") == parts[1] and parts[2] in ARRAYS[parts[0]]:
                 row[parts[2]] = value
-                if parts[0] == "bus" and parts[2] == "port":
-                    # The file's line settings belong to the file's port: an override of another kind leaves them behind.
-                    for name in SERIAL_KEYS if tcp.is_tcp(str(value)) else TCP_KEYS:
-                        row.pop(name, None)
+                for name in left_behind(key, value):
+                    row.pop(name, None)
                 return True
     return False
+
+
+def left_behind(key: str, value: Any) -> tuple[str, ...]:
+    """What goes when a key is set: the line settings of a bus belong to its port, and a port of another kind has others."""
+    if not (key.startswith("bus.") and key.endswith(".port")):
+        return ()
+    switched = ports.RS485 if value in ports.VIRTUALS else ()  # the cabinet has no driver to switch
+    return (*ports.foreign(str(value)), *switched)
 
 
 def given(raw: Mapping[str, Any]) -> dict[str, Any]:

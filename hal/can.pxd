@@ -2,15 +2,15 @@
 #
 # Sources: ISO 11898-1 (frame, CRC15, stuffing); DBC bit numbering as Vector's and cantools' (start bit of a Motorola signal: its most
 # significant bit, in the sawtooth numbering); LAWICEL "CAN232" manual V3 (slcan); linux/can.h, linux/can/error.h (struct can_frame,
-# struct canfd_frame, error frames); AUTOSAR Specification of CRC Routines, 7.2.1.1 (CRC8 SAE J1850: 0x1D, init 0xFF, xor 0xFF).
+# error frames); AUTOSAR Specification of CRC Routines, 7.2.1.1 (CRC8 SAE J1850: 0x1D, init 0xFF, xor 0xFF).
+# Classic frames alone: a socket that has not asked for CAN FD is not given any, and slcan has none.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef enum:
-    CAN_DATA = 64               # CAN FD; classic frames have at most 8
+    CAN_DATA = 8
     CAN_STRUCT = 16             # sizeof(struct can_frame)
-    CANFD_STRUCT = 72
     SLCAN_LINE = 40             # T + 8 + 1 + 16 + timestamp 4 + CR, and room; longer lines are hostile
     CAN_NAN = 4                 # sentinels of a signal
     CAN_MAP = 16                # pairs of an enumeration
@@ -42,8 +42,7 @@ ctypedef struct CanFrame:
     uint8_t ext
     uint8_t rtr
     uint8_t err                 # an error frame of SocketCAN: id holds the CAN_ERR_* class
-    uint8_t fd
-    uint8_t len                 # bytes in data, 0..8 (FD: 64)
+    uint8_t len                 # bytes in data, 0..8
     uint8_t data[CAN_DATA]
 
 ctypedef struct SigRow:         # value = sign * (raw * scale + offset)
@@ -100,6 +99,12 @@ cdef int can_decode(const SigRow* row, const uint8_t* data, int n, double* value
 cdef int can_encode(const SigRow* row, double value, uint8_t* data) noexcept nogil
 cdef int can_checksum(int kind, const uint8_t* data, int n, int skip, int seed) noexcept nogil
 cdef int can_bits(const CanFrame* f) noexcept nogil
+
+cdef inline int can_most_bits(const CanFrame* f) noexcept nogil:
+    """As can_bits, stuffed as far as can be: what hal.canplan.worst_bits counts, at the cost of a sum."""
+    cdef int n = 8 * f.len
+    return n + 67 + (53 + n) // 4 if f.ext else n + 47 + (33 + n) // 4
+
 
 cdef void slcan_reset(Slcan* s) noexcept nogil
 cdef void slcan_feed(Slcan* s, const uint8_t* buf, int n) noexcept nogil

@@ -149,8 +149,8 @@ cdef int can_encode(const SigRow* row, double value, uint8_t* data) noexcept nog
     if not isfinite(x):
         return -1
     x = row.lo if x < row.lo else row.hi if x > row.hi else x
-    x = (row.sign * x - row.offset) / row.scale
     if row.is_float:
+        x = (row.sign * x - row.offset) / row.scale
         if row.length == 32:
             f = <float>(3.4e38 if x > 3.4e38 else -3.4e38 if x < -3.4e38 else x)
             memcpy(&raw32, &f, 4)
@@ -158,8 +158,10 @@ cdef int can_encode(const SigRow* row, double value, uint8_t* data) noexcept nog
         else:
             memcpy(&raw, &x, 8)
     else:
-        # The tiny factor keeps 12.3 / 0.1 from falling to 122: a decimal scale is never exact in binary.
-        x = trunc(x * (1.0 + 1e-12)) if row.toward_zero else rint(x)
+        if row.toward_zero:             # as encode() of codec.pyx: toward the raw number that says 0
+            x = trunc(row.sign * x / row.scale * (1.0 + 1e-12)) + rint(-row.offset / row.scale)
+        else:
+            x = rint((row.sign * x - row.offset) / row.scale)
         top = <double>((<uint64_t>1 << (row.length - row.is_signed if row.length - row.is_signed < 53 else 53)) - 1)
         bottom = -top if row.is_signed else 0.0
         if row.wrap and fabs(x) < 9.0e15:
@@ -240,7 +242,7 @@ cdef inline void _field(_Wire* w, uint64_t value, int n, bint in_crc) noexcept n
 cdef int can_bits(const CanFrame* f) noexcept nogil:
     """Bits of a classic frame on the wire, start of frame to the end of the interframe space (3 bits), stuff bits as its content makes them."""
     cdef _Wire w
-    cdef int i, n = f.len if f.len < 8 else 8
+    cdef int i, n = f.len
     memset(&w, 0, sizeof(w))
     w.last = 1                  # the idle bus
     _field(&w, 0, 1, True)
@@ -380,9 +382,9 @@ cdef int slcan_write(const CanFrame* f, uint8_t* out) noexcept nogil:
     out[0] = (c'R' if f.ext else c'r') if f.rtr else (c'T' if f.ext else c't')
     _digits(out + 1, f.id, n)
     n += 1
-    _digits(out + n, f.len if f.len < 8 else 8, 1)
+    _digits(out + n, f.len, 1)
     n += 1
-    for i in range(0 if f.rtr else (f.len if f.len < 8 else 8)):
+    for i in range(0 if f.rtr else f.len):
         _digits(out + n, f.data[i], 2)
         n += 2
     out[n] = 13
@@ -413,33 +415,31 @@ cdef void _state(CanErrors* e, int state) noexcept nogil:
 
 # ---------------------------------------------------------------- SocketCAN
 cdef int socket_read(const uint8_t* buf, int n, CanFrame* f) noexcept nogil:
-    """struct can_frame (16 bytes) or struct canfd_frame (72) as read() gives it; False: it is neither."""
+    """struct can_frame as read() gives it; False: it is none."""
     cdef uint32_t word
-    if n != CAN_STRUCT and n != CANFD_STRUCT:
+    if n != CAN_STRUCT:
         return False
     memset(f, 0, sizeof(CanFrame))
     memcpy(&word, buf, 4)
-    f.fd = n == CANFD_STRUCT
     f.err = (word & ERR_FLAG) != 0
     f.ext = (word & EFF_FLAG) != 0
     f.rtr = (word & RTR_FLAG) != 0
     f.id = word & (EFF_MASK if f.ext or f.err else SFF_MASK)
     f.len = buf[4]
-    if f.len > (64 if f.fd else 8):
+    if f.len > CAN_DATA:
         return False
     memcpy(f.data, buf + 8, f.len)
     return True
 
 
 cdef int socket_write(const CanFrame* f, uint8_t* out) noexcept nogil:
-    """A frame as the struct that write() wants; returns its length."""
+    """A frame as the struct can_frame that write() wants; returns its length."""
     cdef uint32_t word = f.id | (EFF_FLAG if f.ext else 0) | (RTR_FLAG if f.rtr else 0)
-    cdef int n = CANFD_STRUCT if f.fd else CAN_STRUCT
-    memset(out, 0, n)
+    memset(out, 0, CAN_STRUCT)
     memcpy(out, &word, 4)
     out[4] = f.len
     memcpy(out + 8, f.data, f.len)
-    return n
+    return CAN_STRUCT
 
 
 cdef void socket_error(const CanFrame* f, CanErrors* e) noexcept nogil:
@@ -488,15 +488,15 @@ cdef object fill_signal(SigRow* row, object s):
 
 cdef object _to_c(CanFrame* f, object frame):
     memset(f, 0, sizeof(CanFrame))
-    if len(frame.data) > (64 if frame.fd else 8) or not 0 <= frame.id <= (EFF_MASK if frame.ext else SFF_MASK):
+    if len(frame.data) > CAN_DATA or not 0 <= frame.id <= (EFF_MASK if frame.ext else SFF_MASK):
         raise ValueError(f"{frame}: no CAN frame")
-    f.id, f.ext, f.rtr, f.fd, f.len = frame.id, frame.ext, frame.rtr, frame.fd, len(frame.data)
+    f.id, f.ext, f.rtr, f.len = frame.id, frame.ext, frame.rtr, len(frame.data)
     for i in range(len(frame.data)):
         f.data[i] = frame.data[i]
 
 
 cdef object _from_c(const CanFrame* f):
-    return Frame(f.id, bytes(f.data[:f.len]), ext=bool(f.ext), rtr=bool(f.rtr), err=bool(f.err), fd=bool(f.fd))
+    return Frame(f.id, bytes(f.data[:f.len]), ext=bool(f.ext), rtr=bool(f.rtr), err=bool(f.err))
 
 
 def decode_signal(signal, bytes data):
@@ -530,16 +530,16 @@ def checksum(str kind, bytes data, int skip, int seed=-1):
 
 
 def frame_bits(frame):
-    """Bits of a hal.canrows.Frame (classic) on the wire, interframe space included, exactly as stuffed."""
+    """Bits of a hal.canrows.Frame on the wire, interframe space included, exactly as stuffed."""
     cdef CanFrame f
     _to_c(&f, frame)
     return can_bits(&f)
 
 
 def to_socket(frame):
-    """hal.canrows.Frame -> struct can_frame or canfd_frame."""
+    """hal.canrows.Frame -> struct can_frame."""
     cdef CanFrame f
-    cdef uint8_t out[CANFD_STRUCT]
+    cdef uint8_t out[CAN_STRUCT]
     _to_c(&f, frame)
     return bytes(out[:socket_write(&f, out)])
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hal.canrows import CanMap
+from hal.canrows import MAX_CAN_DEVICES, CanMap
 from hal.plantypes import DeviceSpec, PlanProblem
 from hal.rows import DeviceMap
 
@@ -76,6 +76,11 @@ class CanTable:
     def load(self) -> float:
         """Share of the wire that is in use, frames at their longest."""
         return sum(t.worst_ms / t.period_ms for t in self.traffic)
+
+    @property
+    def busy_ms(self) -> float:
+        """The same of a tick of 10 ms, in ms."""
+        return 10.0 * self.load
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for summary.json and `check --json`."""
@@ -168,16 +173,35 @@ def plan_can(buses: Sequence[object], devices: Sequence[DeviceSpec], maps: Mappi
             if isinstance(device, CanMap):
                 problems.append(PlanProblem(d.bus, f"device {d.name} speaks CAN, its bus does not", ('port = "can:..." or "slcan:..."',)))
             continue
-        if not isinstance(device, CanMap):
+        if device is None:
+            problems.append(PlanProblem(d.bus, f"device {d.name}: no map {d.map!r}"))
+        elif not isinstance(device, CanMap):
             problems.append(PlanProblem(d.bus, f"device {d.name} does not speak CAN, its bus does", ('a profile with transport = "can"',)))
         elif device.role != d.role:
             problems.append(PlanProblem(d.bus, f"device {d.name} is bound as {d.role}, but its map is a {device.role}"))
         elif d.unit > 1 and not device.unit_offset:
             why = f"device {d.name}: unit {d.unit}, but the profile has the ids of one device (no unit_offset)"
             problems.append(PlanProblem(d.bus, why, ("unit = 1",)))
-        else:
+        elif not (far := _beyond(device.at(d.unit), d, device.unit_offset)):
             plans[d.bus].add(i, d.name, device.at(d.unit), problems)
+        else:
+            problems.append(far)
+    for name, b in plans.items():
+        if len(b.devices) > MAX_CAN_DEVICES:
+            why = f"{len(b.devices)} devices, at most {MAX_CAN_DEVICES} on a CAN bus"
+            problems.append(PlanProblem(name, why, ("move a device to another bus",)))
     return {name: _table(b, problems) for name, b in plans.items()}
+
+
+def _beyond(device: CanMap, d: DeviceSpec, offset: int) -> PlanProblem | None:
+    """The first id that this unit's shift has pushed beyond what an identifier holds."""
+    ids = [(f.id, f.ext) for f in device.frames] + [(t.id, t.ext) for t in device.transmits]
+    for number, ext in ids:
+        bits = 29 if ext else 11
+        if number >> bits:
+            why = f"device {d.name}: unit {d.unit} has id {number:#x}, beyond {bits} bits (unit_offset = {offset:#x})"
+            return PlanProblem(d.bus, why, ("a smaller unit", "another unit_offset in the profile"))
+    return None
 
 
 def _table(b: _Bus, problems: list[PlanProblem]) -> CanTable:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hal.canplan import BITRATES
+from hal.canrows import MAX_TRANSMITS
 from hal.wire import PortError, open_port
 
 SOCKET_PREFIX, SLCAN_PREFIX = "can:", "slcan:"
@@ -25,6 +26,8 @@ ERROR_MASK = 0x004 | 0x008 | 0x020 | 0x040 | 0x080 | 0x100
 RAW_ERR_FILTER = 2  # linux/can/raw.h
 EFF_FLAG, EFF_MASK, SFF_MASK, RTR_FLAG = 0x80000000, 0x1FFFFFFF, 0x7FF, 0x40000000
 ANSWER_S, QUIET_S = 0.2, 0.02
+# What one tick may send and little more: where nobody acknowledges, frames wait and go out late, old commands before new ones.
+SEND_BYTES = 1024 * MAX_TRANSMITS  # the kernel counts 768 to 960 bytes for a frame of 16
 BEL = b"\x07"
 REFUSES_SILENCE = "to listen silently"  # in the words of a PortError: an adapter that has no such channel
 
@@ -33,7 +36,7 @@ def open_can(port: str, bitrate: int, baud: int = 460800, *, silent: bool = Fals
     """Open "can:IFACE" or an slcan adapter ("slcan:TTY" or the bare path of a tty). Returns a non-blocking descriptor.
     `silent`: an slcan adapter listens and does not even acknowledge, so that a wrong rate disturbs nobody. Raises PortError."""
     if port.startswith(SOCKET_PREFIX):
-        return _open_socket(port)
+        return _open_socket(port, bitrate)
     return _open_slcan(port.removeprefix(SLCAN_PREFIX), bitrate, baud, silent)
 
 
@@ -46,7 +49,8 @@ def set_filters(fd: int, filters: Sequence[tuple[int, bool]]) -> None:
 
 
 def close_can(fd: int) -> None:
-    """Close an slcan adapter's channel before its tty: it would go on talking to nobody."""
+    """Close an slcan adapter's channel before its tty: it would go on talking to nobody. For who only looks at a port: control may be
+    killed at any time, so every opening begins by closing the channel, and control ends without."""
     with contextlib.suppress(OSError):
         if os.isatty(fd):
             os.write(fd, b"\rC\r")
@@ -55,7 +59,7 @@ def close_can(fd: int) -> None:
 # ---------------------------------------------------------------- SocketCAN
 
 
-def _open_socket(port: str) -> int:
+def _open_socket(port: str, bitrate: int) -> int:
     name = port.removeprefix(SOCKET_PREFIX)
     try:
         s = socket.socket(socket.AF_CAN, socket.SOCK_RAW, socket.CAN_RAW)
@@ -64,10 +68,11 @@ def _open_socket(port: str) -> int:
         raise PortError(port, why, remedy, e.errno or errno.EIO) from None
     try:
         s.setsockopt(socket.SOL_CAN_RAW, RAW_ERR_FILTER, ERROR_MASK)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES // 2)  # it doubles what it is given (man 7 socket)
         s.setblocking(False)
         s.bind((name,))
         if not _is_up(name):
-            raise PortError(port, "is down", f"ip link set {name} up type can bitrate 500000 restart-ms 100", errno.ENETDOWN)
+            raise PortError(port, "is down", f"ip link set {name} up type can bitrate {bitrate} restart-ms 100", errno.ENETDOWN)
     except PortError:
         s.close()
         raise

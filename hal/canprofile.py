@@ -31,10 +31,12 @@ from hal.canrows import (
     Signal,
     Transmit,
 )
-from hal.profile import NEEDED, POWERS, Problem, ProfileError, _is_int, _is_number, _Reader
+from hal.profile import NEEDED, POWERS, Problem, ProfileError, _is_int, _is_number, _Reader, no_zero
 from hal.rows import ROLE_SIGNALS, SOURCES
 
 ROLES = ("bms", "pcs")
+DATA_BYTES = 8  # of a classic frame
+COUNTER_BITS = range(2, 33)
 CAN_NEEDED = NEEDED | {"batt_i_charge_max_a", "batt_i_discharge_max_a"}
 LOST_PERIODS = 1.5  # a frame that is late by half its period is not lost
 
@@ -107,10 +109,15 @@ def _head(c: _Context, r: _Reader) -> _Head | None:
     message = c.messages.get(wanted) if wanted else None
     if wanted and message is None:
         r.fault("message", wanted, "is no message of the DBC", f"one of {', '.join(list(c.messages)[:20]) or '(no DBC is named)'}")
-    ext = r.flag("ext", message.ext if message else False)
-    number = r.integer("id", message.id if message else ..., 0, 0x1FFFFFFF if ext else 0x7FF)
-    length = r.integer("length", message.length if message else 8, 0, 8)
-    period = r.number("period_ms", (message.period_ms or None) if message else None, 1, 60000)
+    if message is not None:  # what the DBC says is judged as if it stood here
+        r.table = {"id": message.id, "ext": message.ext, **({"period_ms": message.period_ms} if message.period_ms else {}), **r.table}
+        if message.length > DATA_BYTES:
+            why = f"has {message.length} bytes: is more than a classic CAN frame carries; CAN FD is not spoken here"
+            r.fault("message", wanted, why, f"a message of at most {DATA_BYTES} bytes")
+    ext = r.flag("ext", False)
+    number = r.integer("id", ..., 0, 0x1FFFFFFF if ext else 0x7FF)
+    length = r.integer("length", min(message.length, DATA_BYTES) if message else DATA_BYTES, 0, DATA_BYTES)
+    period = r.number("period_ms", None, 1, 60000)
     counter, checksum = _counter(r, message), _checksum(r, message, length)
     if number is None or (wanted and message is None):
         return None
@@ -130,9 +137,12 @@ def _counter(r: _Reader, message: DbcMessage | None) -> Counter | None:
         if s is None:
             r.fault("counter", value, "is no signal of the DBC's message", _known(message))
             return None
+        if s.length not in COUNTER_BITS:
+            r.fault("counter", value, f"has {s.length} bits", f"a signal of {COUNTER_BITS[0]} to {COUNTER_BITS[-1]} bits")
+            return None
         return Counter(s.start, s.length, s.byte_order)
     inner = _Reader(r.file, f"{r.where}.counter", value, r.problems)
-    start, length = inner.integer("start", ..., 0, 63), inner.integer("length", ..., 2, 32)
+    start, length = inner.integer("start", ..., 0, 63), inner.integer("length", ..., COUNTER_BITS[0], COUNTER_BITS[-1])
     order = inner.choice("byte_order", "little", ("little", "big"))
     inner.leftovers()
     return None if start is None or length is None else Counter(start, length, order)
@@ -230,6 +240,8 @@ def _coding(c: _Context, r: _Reader, h: _Head | None) -> dict[str, Any] | None:
         "[lowest, highest] in SI",
     )
     coding["lo"], coding["hi"] = float(limits[0]), float(limits[1])
+    if (mux := coding["mux"]) and mux.value >> mux.length:
+        r.fault("mux", mux.value, f"does not fit into {mux.length} bits: another number would be sent", f"a number below {1 << mux.length}")
     place = Place(coding["start"], coding["length"], coding["byte_order"])
     if h is not None and place.last_byte > 7:
         r.fault("start", coding["start"], "the signal ends beyond the eighth byte", "start is the DBC's start bit; check byte_order")
@@ -287,6 +299,8 @@ def _sent(c: _Context, where: str, row: Any, h: _Head | None) -> Signal | None:
     r.leftovers()
     if coding is None:
         return None
+    top = 2 ** min(coding["length"] - coding["signed"], 53) - 1
+    no_zero(r, source, coding, None if coding["real"] else (-top if coding["signed"] else 0, top), wrap)
     s = Signal(name=source, const=float(const or 0.0), toward_zero=toward_zero, wrap=wrap, **coding)
     if h is not None and s.place.last_byte >= h.length:
         r.fault("start", s.start, f"lies outside the {h.length} bytes of the frame", "another place, or a longer frame")
@@ -338,15 +352,20 @@ def _check(r: _Reader, frames: list[Received], sent: list[Transmit]) -> None:
 
 
 def _check_overlap(r: _Reader, t: Transmit) -> None:
-    """Two rows of one sent frame must not write the same bit."""
-    taken: dict[int, str] = {}
-    rows = [(s.name or "const", s.place) for s in t.signals]
+    """Two rows of one sent frame must not write the same bit. A multiplexer is written with each of its rows: one number passes."""
+    muxes = dict.fromkeys(s.mux for s in t.signals if s.mux is not None)
+    rows = [(f"mux {m.value}", Place(m.start, m.length, m.byte_order)) for m in muxes]
+    for name, place in rows:
+        if place.last_byte >= t.length:
+            r.fault("transmit", name, f"lies outside the {t.length} bytes of {t.id:#x}", "another place, or a longer frame")
+    rows += [(s.name or "const", s.place) for s in t.signals]
     rows += [("counter", Place(t.counter.start, t.counter.length, t.counter.byte_order))] if t.counter else []
     rows += [("checksum", Place(8 * t.checksum.byte, 8))] if t.checksum else []
-    for name, place in rows:
+    taken: dict[int, int] = {}
+    for k, (name, place) in enumerate(rows):
         for bit in _bits(place):
-            if taken.setdefault(bit, name) != name:
-                r.fault("transmit", name, f"shares bit {bit} of {t.id:#x} with {taken[bit]}", "check start and length of both")
+            if (other := taken.setdefault(bit, k)) != k:
+                r.fault("transmit", name, f"shares bit {bit} of {t.id:#x} with {rows[other][0]}", "check start and length of both")
                 break
 
 

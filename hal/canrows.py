@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from hal.rows import DeviceMap
 
 MAX_FRAMES, MAX_SIGNALS, MAX_TRANSMITS = 64, 256, 16  # of one bus
+MAX_CAN_DEVICES = 16  # of one bus: MAX_DEV of canscan.pxd
 CHECKSUMS = ("none", "crc8_j1850", "xor", "sum")  # order = SUM_* of can.pxd
 PURPOSES = ("command", "cyclic")
 # What a transmitted signal may carry: fields of Outputs, and `operate`: 1 from OP_START (or a live converter) to OP_STOP.
@@ -21,14 +22,13 @@ OPERATE = "operate"
 
 @dataclass(frozen=True)
 class Frame:
-    """One CAN frame as data."""
+    """One classic CAN frame as data: id of 11 bits (ext: 29), at most 8 bytes."""
 
     id: int
     data: bytes = b""
     ext: bool = False
     rtr: bool = False
     err: bool = False
-    fd: bool = False
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ ctypedef struct RxRow:          # one received frame; the table is sorted by key
     int32_t sum_seed
     int64_t ctr_last            # -1: none yet
     int64_t lost_ns
+    int64_t deaf_ns             # of what the pcs group needs: later than this, it is not known what the commanded converter does
     int64_t back_ns             # half the window and half the refresh: the value is so much older
     int64_t gaps                # counters that jumped
 
@@ -116,9 +117,10 @@ ctypedef struct CanCtx:
     int32_t command             # index in tx, -1: none
     int32_t socket
     int32_t polls               # status requests without an answer
+    int32_t pcs                 # index of the pcs group, -1: none
+    int32_t pad
     int64_t poll_ns
     int64_t bit_ns
-    int64_t deaf_ns             # feedback of the commanded converter older than this: it is not known what it does
     int64_t command_end_ns
     int64_t seen                # frames that were for us
     Slcan reader

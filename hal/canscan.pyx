@@ -11,28 +11,24 @@ Frames are stamped with the engine's clock when they are read, less their time o
 kernel timestamp, and wakes within some 0.1 ms of a frame.
 """
 
-from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
 from libc.math cimport NAN
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from posix.unistd cimport write
 
-from _core.engine cimport Bus, BusPort
+from _core.engine cimport Bus, BusPort, stamp
 from _core.image cimport DeviceStats, Group, OP_NONE, OP_START, Q_BAD, Q_GOOD
 from hal.can cimport (
-    CANFD_STRUCT, S_OK, S_OTHER, SL_ERROR, SL_FRAME, SL_JUNK, SL_MORE, SL_STATUS, SLCAN_LINE, CanFrame, can_bits, can_checksum, can_decode, can_encode,
-    can_get, can_last_byte, can_put, fill_signal, slcan_feed, slcan_next, slcan_reset, slcan_status, slcan_write, socket_error, socket_read,
+    S_OK, S_OTHER, SL_ERROR, SL_FRAME, SL_JUNK, SL_MORE, SL_STATUS, SLCAN_LINE, CanFrame, can_bits, can_checksum, can_decode, can_encode,
+    can_get, can_last_byte, can_most_bits, can_put, fill_signal, slcan_feed, slcan_next, slcan_reset, slcan_status, slcan_write, socket_error, socket_read,
     socket_write,
 )
 
-from _core.image import OUTPUTS, SIGNALS
+from _core.image import GROUPS, OUTPUTS, SIGNALS
 from hal.canrows import CHECKSUMS, OPERATE
 
 cdef int64_t POLL_NS = 1000000000           # slcan: how often the adapter is asked for its flags
-cdef int64_t STALE_NS = 50000000            # as the engine's own send: composed before a halt, not sent after it
-DEAF_PERIODS, DEAF_MS = 2.5, 25.0          # feedback of a converter: periods and ms without it until nothing is followed
+DEAF_PERIODS, DEAF_MS = 2.5, 25.0           # a frame that the pcs group needs: periods and ms without it until nothing is followed
 cdef enum:
     POLLS_MOST = 3                          # an adapter that never answers F is not asked again
     RUNNING = 3                             # 701.InvSt
@@ -75,11 +71,7 @@ cdef void _stamp(Bus* b, CanCtx* c, int g) noexcept nogil:
             rx_ns = p.rx_ns
         if p.quality != Q_GOOD or not p.fresh:
             quality = Q_BAD
-    if rx_ns > head.rx_ns:
-        head.count += 1
-    head.t_ns = t_ns
-    head.rx_ns = rx_ns
-    head.quality = quality
+    stamp(head, t_ns, rx_ns, quality)
 
 
 cdef void _gate(Bus* b, CanCtx* c, int g) noexcept nogil:
@@ -146,8 +138,12 @@ cdef void _lose_part(Bus* b, CanCtx* c, int part) noexcept nogil:
             _gate(b, c, c.sig[i].gate)
         elif not c.sig[i].needed:
             _put(b, c, &c.sig[i], NAN)
-    if p.judged:
-        _stamp(b, c, p.group)
+    if not p.judged:
+        return
+    _stamp(b, c, p.group)
+    for i in range(c.n_rx):                 # who comes back may be another: an identity of before the silence proves nothing
+        if c.rx[i].dev == f.dev and c.rx[i].ident_ok > 0:
+            c.rx[i].ident_ok = 0
 
 
 cdef void _judge(Bus* b, CanCtx* c, int dev, int64_t now) noexcept nogil:
@@ -219,6 +215,7 @@ cdef void _frame(Bus* b, CanCtx* c, const CanFrame* frame, int64_t now) noexcept
         socket_error(frame, &c.errors)
         b.stats.overruns = c.errors.overrun
         return
+    b.stats.busy_ns += can_most_bits(frame) * c.bit_ns
     at = _find(c, frame.id | (<uint32_t>1 << 31 if frame.ext else 0))
     if at < 0:
         b.stats.wrong_unit += 1
@@ -247,11 +244,12 @@ cdef void _frame(Bus* b, CanCtx* c, const CanFrame* frame, int64_t now) noexcept
 
 cdef int _out(Bus* b, CanCtx* c, const CanFrame* f, int64_t now) noexcept nogil:
     """One frame to the wire, whole or not at all. False: the port did not take it."""
-    cdef uint8_t buf[CANFD_STRUCT]
+    cdef uint8_t buf[SLCAN_LINE]            # a struct can_frame is shorter
     cdef int n = socket_write(f, buf) if c.socket else slcan_write(f, buf)
     if b.send(b, buf, n, now) != n:
         return False
     b.stats.transactions += 1
+    b.stats.busy_ns += can_most_bits(f) * c.bit_ns
     return True
 
 
@@ -295,6 +293,17 @@ cdef bint _commandable(Bus* b, CanCtx* c, int dev) noexcept nogil:
     if b.outputs.gate != 1 or s.verified < 0:
         return False
     return (s.alive and s.verified == 1) or (c.dev[dev].proven and b.outputs.p_cmd_w == 0.0)
+
+
+cdef bint _deaf(Bus* b, CanCtx* c, int64_t now) noexcept nogil:
+    """Nobody acknowledges a CAN command to its sender: the converter's own frames are the only sign that it listens."""
+    cdef int i
+    if b.inputs.pcs.g.quality != Q_GOOD:
+        return True
+    for i in range(c.n_part):
+        if c.part[i].judged and c.part[i].group == c.pcs and now - c.part[i].rx_ns > c.rx[c.part[i].frame].deaf_ns:
+            return True
+    return False
 
 
 cdef void _poll(Bus* b, CanCtx* c, int64_t now) noexcept nogil:
@@ -346,6 +355,8 @@ cdef void _on_bytes(Bus* b, const uint8_t* buf, int n, int64_t now) noexcept nog
             b.stats.overruns = c.errors.overrun
         elif what == SL_ERROR:
             c.errors.refused += 1
+            if c.command >= 0 and b.outputs.gate == 1:
+                b.inputs.pcs_deaf = 1       # it does not say what it refused: perhaps the command
         elif what == SL_JUNK:
             c.errors.junk += 1
             b.stats.long_frames += 1
@@ -368,8 +379,7 @@ cdef void _on_outputs(Bus* b, int64_t tick, int64_t now) noexcept nogil:
         sent = _commandable(b, c, t.dev) and _fill(b, c, t) and _out(b, c, &t.f, now)
         if sent:
             c.command_end_ns = now + can_bits(&t.f) * c.bit_ns
-        # nobody acknowledges a CAN command to its sender: the converter's own frames are the only sign that it listens
-        b.inputs.pcs_deaf = b.outputs.gate == 1 and (not sent or b.inputs.pcs.g.quality != Q_GOOD or now - b.inputs.pcs.g.rx_ns > c.deaf_ns)
+        b.inputs.pcs_deaf = b.outputs.gate == 1 and (not sent or _deaf(b, c, now))
     for i in range(c.n_tx):
         t = &c.tx[i]
         if t.period_ns == 0 or now < t.next_ns or (t.live and not _commandable(b, c, t.dev)):
@@ -398,25 +408,6 @@ cdef void _on_open(Bus* b, int64_t now) noexcept nogil:
         _judge(b, c, i, now)
     b.fast_pending = 0
     b.deadline_ns = INT64_MAX
-
-
-cdef int _socket_send(Bus* b, const uint8_t* buf, int n, int64_t now) noexcept nogil:
-    """As the engine's own, but a full queue (nobody acknowledges, bus-off) is no lost port: it fills again and again, and reading goes on."""
-    cdef timespec t
-    cdef ssize_t k
-    if b.fd < 0:
-        return -1
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    if <int64_t>t.tv_sec * 1000000000 + t.tv_nsec - now > STALE_NS:
-        b.stats.unsent += 1
-        return -1
-    k = write(b.fd, buf, n)
-    if k == n:
-        return n
-    b.stats.unsent += 1
-    if k < 0 and errno != EAGAIN and errno != EINTR and errno != ENOBUFS:
-        b.lost = 1
-    return <int>k
 
 
 # ---------------------------------------------------------------- tables
@@ -459,6 +450,8 @@ cdef object _fill_received(CanCtx* c, list frames):
         r.ident0, r.n_ident = n_ident, len(f.identity)
         r.min_len = max((x.place.last_byte + 1 for x in f.signals if x.needed and x.length), default=0)
         r.lost_ns, r.back_ns, r.ctr_last = round(f.lost_ms * 1e6), round(0.5e6 * (device.window_ms + device.update_ms)), -1
+        turns = len({x.mux.value for x in f.signals if x.mux}) or 1    # each multiplexer number comes when all have had theirs
+        r.deaf_ns = round(1e6 * max(DEAF_PERIODS * turns * f.period_ms, DEAF_MS))
         if f.counter:
             r.ctr_start, r.ctr_length, r.ctr_big = f.counter.start, f.counter.length, f.counter.byte_order == "big"
         if f.checksum:
@@ -474,8 +467,6 @@ cdef object _fill_received(CanCtx* c, list frames):
             s.gate = gates.get((dev, x.name), -1)
             c.n_sig += 1
     c.n_rx = len(frames)
-    told = [f.period_ms for _, _, f in frames if any(x.name == "batt_p_w" for x in f.signals)]
-    c.deaf_ns = round(1e6 * max(DEAF_PERIODS * min(told, default=0.0), DEAF_MS))
 
 
 def _part_of(x):
@@ -493,7 +484,10 @@ cdef object _fill_groups(CanCtx* c, list frames):
             of = by_group.setdefault(key[1], {})
             of[key] = of.get(key, False) or x.needed
     parts = {}
+    c.pcs = -1
     for offset, of in by_group.items():
+        if offset == GROUPS["pcs"]:
+            c.pcs = c.n_group
         judged = [key for key, needed in of.items() if needed] or list(of)
         c.group[c.n_group].offset, c.group[c.n_group].part0, c.group[c.n_group].n_part = offset, c.n_part, len(judged)
         for key in (*judged, *(key for key in of if key not in judged)):
@@ -537,10 +531,7 @@ cdef object _fill_sent(CanCtx* c, list sent):
 # ---------------------------------------------------------------- Python's handle
 
 cdef class CanScan(BusPort):
-    """One CAN bus of the plan, ready for the engine: CanScan(table), table a hal.canplan.CanTable.
-
-    Raises ValueError for a table that is not of one piece.
-    """
+    """One CAN bus of the plan, ready for the engine: CanScan(table), table a hal.canplan.CanTable. Raises ValueError for one not of one piece."""
 
     def __cinit__(self, table):
         memset(&self.c, 0, sizeof(CanCtx))
@@ -566,8 +557,6 @@ cdef class CanScan(BusPort):
         self.bus.on_time = _on_time
         self.bus.on_outputs = _on_outputs
         self.bus.on_open = _on_open
-        if self.c.socket:
-            self.bus.send = _socket_send
 
     def __dealloc__(self):
         free(self.c.rx)

@@ -88,14 +88,17 @@ cdef int encode(const EncodeRow* row, const char* outputs, uint8_t* data) noexce
     if not isfinite(x):
         return -1
     x = row.lo if x < row.lo else row.hi if x > row.hi else x
-    x = (row.sign * x - row.offset) / row.scale
     if row.type == T_F32:
+        x = (row.sign * x - row.offset) / row.scale
         f = <float>(3.4e38 if x > 3.4e38 else -3.4e38 if x < -3.4e38 else x)
         memcpy(&raw32, &f, 4)
         raw = raw32
     else:
-        # The tiny factor keeps 12.3 / 0.1 from falling to 122: a decimal scale is never exact in binary.
-        x = trunc(x * (1.0 + 1e-12)) if row.toward_zero else rint(x)
+        if row.toward_zero:             # toward the raw number that says 0, which an offset moves
+            # The tiny factor keeps 12.3 / 0.1 from falling to 122: a decimal scale is never exact in binary.
+            x = trunc(row.sign * x / row.scale * (1.0 + 1e-12)) + rint(-row.offset / row.scale)
+        else:
+            x = rint((row.sign * x - row.offset) / row.scale)
         if row.type == T_U16:
             bottom, top = 0.0, 65535.0
         elif row.type == T_I16:

@@ -56,6 +56,7 @@ ctypedef struct RtuMaster:
     int32_t broken              # TCP: the connection is of no more use; what comes is ignored until rtu_reset
     int32_t silent              # TCP: requests in a row without any answer
     uint16_t tid                # TCP: of the next request
+    int64_t lead_ns             # RS-485 switched by the driver: from the write to the request's first bit
     int64_t path_ns             # TCP: there and back, as planned; 0 on a line
     int64_t tx_ns               # when the request was handed to the wire
     int64_t tx_end_ns           # when its last bit leaves

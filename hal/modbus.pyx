@@ -84,7 +84,8 @@ cdef int rtu_build(RtuMaster* m, int unit, int fc, int addr, int count, const ui
     cdef int n = MBAP_HEAD if m.mbap else 0
     cdef uint16_t c
     # Unit 0 on a line is a broadcast: nobody answers it, so nothing built on answers may use it. Over TCP it is the device itself.
-    if m.state != RTU_IDLE or not (reads or writes) or unit < (0 if m.mbap else 1) or unit > (255 if m.mbap else 247):
+    # 248 to 255 are reserved by the standard, and used by power shelves: for devices of the tick the site file refuses them.
+    if m.state != RTU_IDLE or not (reads or writes) or unit < (0 if m.mbap else 1) or unit > 255:
         return -1
     if reads and (count < 1 or count > 125 or addr < 0 or addr + count > 65536):
         return -1
@@ -132,7 +133,7 @@ cdef void rtu_sent(RtuMaster* m, int64_t now_ns, int64_t turnaround_ns, int64_t 
     m.junk = 0
     m.exception = 0
     m.tx_ns = now_ns
-    m.tx_end_ns = now_ns + m.tx_len * m.char_ns
+    m.tx_end_ns = now_ns + m.lead_ns + m.tx_len * m.char_ns
     m.nominal_ns = m.tx_end_ns + m.t35_ns + turnaround_ns + m.ask.len * m.char_ns + m.path_ns
     m.ready_ns = m.tx_end_ns + m.t35_ns
     m.deadline_ns = deadline_ns
@@ -469,7 +470,7 @@ cdef void rtu_abort(RtuMaster* m, int64_t now_ns) noexcept nogil:
     m.deadline_ns = INT64_MAX
     if not m.mbap:
         m.rx_len = 0
-    m.ready_ns = now_ns + m.tx_len * m.char_ns + m.t35_ns
+    m.ready_ns = now_ns + m.lead_ns + m.tx_len * m.char_ns + m.t35_ns
 
 
 cdef void rtu_reset(RtuMaster* m, int64_t now_ns) noexcept nogil:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from hal.canplan import CanTable
-from hal.plantypes import FREE, HYPER_TICKS, NONE, Plan
+from hal.gantt import draw
+from hal.plantypes import FREE, HYPER_TICKS, NONE, BusTable, Plan
 from hal.wiretime import SETTLE
 
 
 def render(plan: Plan) -> str:
-    """Table of the tick, arithmetic of every transaction, after-slots, figures."""
-    lines = []
+    """The tick drawn, its table, arithmetic of every transaction, after-slots, figures."""
+    lines = [f"one tick of {plan.tick_ms:g} ms:", *draw(plan)]
     for table in plan.tables:
         if isinstance(table, CanTable):
             lines += table.lines()
             continue
         line, spec = table.spec.line, table.spec
         if spec.tcp:
-            lines.append(f"bus {spec.name}: TCP, {spec.latency_ms:g} ms there and back")
+            lines.append(f"bus {spec.name}: TCP, {spec.latency_ms:g} ms there and back, {_used(plan, table)}")
         else:
             lines.append(
                 f"bus {spec.name}: {spec.baud} 8{spec.parity}{spec.stop_bits}, character {line.bits} bit = "
-                f"{line.char_ms:.4f} ms, t3.5 = {line.t35_ms:.3f} ms"
+                f"{line.char_ms:.4f} ms, t3.5 = {line.t35_ms:.3f} ms, {_used(plan, table)}"
             )
         lines.append(f"  {'start':>8} {'sent':>8} {'answered':>8}  ms after the tick")
         for p in plan.timeline:
@@ -38,6 +39,10 @@ def render(plan: Plan) -> str:
     lines += _figures(plan)
     lines += [f"note: {n}" for n in plan.notes]
     return "\n".join(lines)
+
+
+def _used(plan: Plan, table: BusTable) -> str:
+    return f"in use {100 * table.busy_ms / plan.tick_ms:.0f} %"
 
 
 def _figures(plan: Plan) -> list[str]:

@@ -33,6 +33,7 @@ class BusSpec:
     slack_ms: float = 2.0
     untimed: bool = False  # a PTY without baud: nothing is too soon (tests, probes)
     latency_ms: float = 1.0  # TCP: there and back
+    lead_ms: float = 0.0  # RS-485 switched by the port's driver: before the first bit
 
     @property
     def tcp(self) -> bool:
@@ -50,7 +51,9 @@ class BusSpec:
 
     @property
     def line(self) -> Line:
-        return TcpLine(latency_ms=self.latency_ms) if self.tcp else Line(self.baud, 9 + (self.parity != "N") + self.stop_bits)
+        if self.tcp:
+            return TcpLine(latency_ms=self.latency_ms)
+        return Line(self.baud, 9 + (self.parity != "N") + self.stop_bits, self.lead_ms)
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,28 @@ class Txn:
 
 @dataclass(frozen=True)
 class Placed:
-    """A transaction's place in the tick, in milliseconds after it."""
+    """A transaction's place in the tick, in milliseconds after it.
+
+    A CAN frame is sent at `sent_ms` on an idle bus and at `end_ms` where it waits for every other frame.
+    """
 
     bus: str
     what: str
     start_ms: float
-    sent_ms: float
-    end_ms: float
+    sent_ms: float  # the request's last bit
+    end_ms: float  # the answer's last bit
+    kind: str = "can"  # "fast", "command", "after"
+    answer_ms: float = 0.0  # the answer's first bit
+    free_ms: float = 0.0  # the line has had its silence
+    times: int = HYPER_TICKS  # so often in HYPER_TICKS ticks
+
+    @classmethod
+    def of(cls, bus: str, txn: Txn, at_ms: float, kind: str, times: int = HYPER_TICKS) -> Placed:
+        """A transaction that begins at `at_ms`."""
+        w, n = txn.wire, f" ({times} in {HYPER_TICKS})" if kind == "after" else ""
+        end_ms = at_ms + w.nominal_ms
+        answer_ms, free_ms = end_ms - w.answer_ms, at_ms + w.total_ms
+        return cls(bus, txn.what + n, at_ms, at_ms + w.request_ms, end_ms, kind, answer_ms, free_ms, times)
 
 
 @dataclass(frozen=True)
@@ -131,6 +149,15 @@ class BusTable:
     tick_ms: float
     early: bool = False  # the slot lies at the tick, before the command
     skips: bool = False  # a slot reaches into the next tick, whose fast reads are left out
+
+    @property
+    def busy_ms(self) -> float:
+        """How long the wire is in use in a tick, in the mean: requests, waits and answers as planned, without silences and
+        without what free after-slots may bring."""
+        slots = [self.txns[i].wire.nominal_ms for i in self.slots if i >= 0]
+        every = {*self.fast, *([self.command] if self.command >= 0 else [])}
+        fast = sum(self.txns[i].wire.nominal_ms * (1.0 - self.skips * len(slots) / HYPER_TICKS * (i in self.fast)) for i in every)
+        return fast + sum(slots) / HYPER_TICKS
 
 
 @dataclass(frozen=True)
@@ -181,6 +208,11 @@ class Plan:
         return replace(self.to_power, late=()).figures()
 
     @property
+    def meter_age_ms(self) -> float:
+        """How old the meter's values are when the kernel steps: half its window and half its refresh are in it."""
+        return self.to_command.constant_ms - self.command_wire_ms + 0.5 * self.to_command.update_ms
+
+    @property
     def step_by_ns(self) -> int:
         return round(self.step_deadline_ms * 1e6)
 
@@ -202,11 +234,13 @@ class Plan:
             "load_to_power_all_ms": self.to_power.figures(),
             "readback_every": self.readback_every,
             "timeline": [
-                {"bus": p.bus, "what": p.what, "start_ms": round(p.start_ms, 3), "sent_ms": round(p.sent_ms, 3),
-                 "end_ms": round(p.end_ms, 3)}
+                {"bus": p.bus, "what": p.what, "kind": p.kind, "times": p.times, "start_ms": round(p.start_ms, 3),
+                 "sent_ms": round(p.sent_ms, 3), "answer_ms": round(p.answer_ms, 3), "end_ms": round(p.end_ms, 3),
+                 "free_ms": round(p.free_ms, 3)}
                 for p in self.timeline
             ],
             "after_slots": {t.spec.name: _slot_counts(t) for t in self.tables if isinstance(t, BusTable)},
+            "busy_ms": {t.spec.name: round(t.busy_ms, 3) for t in self.tables},
             "can": {t.spec.name: t.to_json() for t in self.tables if not isinstance(t, BusTable)},
             "sweeps_ms": {k: round(v, 1) for k, v in self.sweeps.items()},
             "notes": list(self.notes),

@@ -52,6 +52,11 @@ NEEDED = {
     "gen_p_w",
 }
 POWERS = ("p_cmd_w", "q_cmd_var")
+# What codec.pyx writes of each integer type at most: a double ends at 2**53, and i16's and i32's lowest says "not implemented".
+RAW = {
+    "u16": (0, 2**16 - 1), "i16": (1 - 2**15, 2**15 - 1), "u32": (0, 2**32 - 1), "i32": (1 - 2**31, 2**31 - 1),
+    "u64": (0, 2**53), "i64": (-(2**53), 2**53),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,9 @@ class _Reader:
     def pairs(self, key: str) -> tuple[tuple[int, float], ...]:
         def ok(v: Any) -> bool:
             rows = v if isinstance(v, list) and len(v) <= 16 else [None]
-            return all(isinstance(p, list) and len(p) == 2 and _is_int(p[0]) and _is_number(p[1]) for p in rows)
+            return all(isinstance(p, list) and len(p) == 2 and _is_int(p[0]) and abs(p[0]) < 1 << 63 and _is_number(p[1]) for p in rows)
 
-        return tuple((int(a), float(b)) for a, b in self.get(key, [], ok, "at most 16 pairs [raw, value]"))
+        return tuple((int(a), float(b)) for a, b in self.get(key, [], ok, "at most 16 pairs [raw, value], raw within 64 bits"))
 
     def rows(self, key: str) -> list[Any]:
         return list(self.get(key, [], lambda v: isinstance(v, list), f"[[{key}]] tables"))
@@ -176,6 +181,22 @@ def _coding(r: _Reader) -> dict[str, Any]:
     return coding
 
 
+def no_zero(r: _Reader, source: str, coding: dict[str, Any], raw: tuple[int, int] | None, wrap: bool) -> None:
+    """Faults a power that cannot be sent as 0: a range that leaves 0 out, an offset whose raw number of 0 the field does not have. And one
+    that would turn over instead of being held at the field's end. raw: lowest and highest number of the field, None for a float."""
+    if source not in POWERS:
+        return
+    if not coding["lo"] <= 0.0 <= coding["hi"]:
+        why = "holds no 0: a command of 0 would be sent as power"
+        r.fault("range", [coding["lo"], coding["hi"]], why, "[lowest, highest] in SI with 0 between them")
+    zero = -coding["offset"] / coding["scale"]
+    if raw is not None and not (raw[0] <= zero <= raw[1] and abs(zero - round(zero)) < 1e-6):
+        why = f"a command of 0 would be sent as power: its raw number {zero:g} is no integer from {raw[0]} to {raw[1]}"
+        r.fault("offset", coding["offset"], why, "a multiple of the scale, within the field")
+    if wrap:
+        r.fault("wrap", True, "a power beyond the field would be sent as another one", "no wrap: it is held at the field's end")
+
+
 def _read_row(r: _Reader, role: str) -> Field | None:
     signal = r.choice("signal", ..., ROLE_SIGNALS.get(role, ()))
     coding = _coding(r)
@@ -219,6 +240,7 @@ def _register(r: _Reader) -> Encode | None:
     coding = _coding(r)
     toward_zero = r.flag("toward_zero", source in POWERS)
     wrap = r.flag("wrap", False)
+    no_zero(r, source, coding, RAW.get(coding["type"]), wrap)
     r.leftovers()
     if coding["addr"] is None or coding["type"] is None:
         return None

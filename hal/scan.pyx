@@ -12,8 +12,10 @@ from libc.math cimport NAN
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy
 
-from _core.engine cimport Bus, BusPort
-from _core.image cimport Group, Inputs, MODE_STANDBY, OP_NONE, OP_START, OP_STOP, Outputs, Q_BAD, Q_GOOD, DeviceStats
+from _core.engine cimport Bus, BusPort, stamp
+from _core.image cimport (
+    Group, Inputs, MODE_STANDBY, OP_NONE, OP_START, OP_STOP, Outputs, Q_BAD, Q_GOOD, TURN_BINS, DeviceStats,
+)
 from hal.codec cimport D_OK, decode, encode
 from hal.modbus cimport (
     RTU_WAIT, RX_CRC, RX_EXCEPTION, RX_MORE, RX_OK, RX_TIMEOUT, RtuMaster, rtu_abort, rtu_build, rtu_expire, rtu_feed, rtu_init,
@@ -25,6 +27,8 @@ cdef enum:
     LOST_AFTER = 3              # failures in a row
     DEAF_AFTER = 10             # commands in a row without an acknowledgement, though the device answers reads
     FIT_NS = 100000             # a slot's answer must be due this long before the slot ends
+    TURN_NS = 100000            # a bin of DeviceStats.turn
+    TURN_FORGET = 65536         # answers: some six minutes of a converter's, ten of a meter's
 cdef int64_t RETRY_NS = 100000000
 cdef int64_t RETRY_MAX_NS = 5000000000
 cdef int64_t AGAIN_NS = 1000000000          # an operation or setting that was asked once is repeated so often while it is still asked
@@ -92,6 +96,21 @@ cdef void _answered(Bus* b, DevRow* d, int64_t now) noexcept nogil:
     s.last_ok_ns = now
 
 
+cdef void _turned(DeviceStats* s, int64_t took_ns) noexcept nogil:
+    """One more turnaround. Sooner than planned for the wire alone (a device that does not wait for t3.5) counts as 0."""
+    cdef int i
+    if took_ns > s.turn_max_ns:
+        s.turn_max_ns = took_ns
+    i = <int>(took_ns // TURN_NS) if 0 < took_ns < TURN_NS * TURN_BINS else (0 if took_ns <= 0 else TURN_BINS - 1)
+    s.turn[i] += 1
+    s.turn_n += 1
+    if s.turn_n >= TURN_FORGET:
+        s.turn_n = 0
+        for i in range(TURN_BINS):
+            s.turn[i] >>= 1
+            s.turn_n += s.turn[i]
+
+
 # ---------------------------------------------------------------- answers
 
 cdef int64_t _sampled(const RtuMaster* m, const TxnRow* t, int64_t now) noexcept nogil:
@@ -124,11 +143,7 @@ cdef void _stamp(Bus* b, ScanCtx* c, int p) noexcept nogil:
             rx_ns = c.part[i].rx_ns
         if c.part[i].quality != Q_GOOD:
             quality = Q_BAD
-    if rx_ns > head.rx_ns:
-        head.count += 1
-    head.t_ns = t_ns
-    head.rx_ns = rx_ns
-    head.quality = quality
+    stamp(head, t_ns, rx_ns, quality)
 
 
 cdef void _take(Bus* b, ScanCtx* c, TxnRow* t, int64_t now) noexcept nogil:
@@ -200,6 +215,7 @@ cdef void _finish(Bus* b, ScanCtx* c, int result, int64_t now) noexcept nogil:
     if c.current_fast and b.fast_pending > 0:
         b.fast_pending -= 1
     if result == RX_OK or result == RX_EXCEPTION:
+        b.stats.busy_ns += now - c.m.tx_ns
         _answered(b, d, now)
         if t == NULL:
             d.desync = 0                    # devices answer in order: nothing older is still to come
@@ -207,6 +223,7 @@ cdef void _finish(Bus* b, ScanCtx* c, int result, int64_t now) noexcept nogil:
             _done(b, c, d, t, result == RX_OK, now)
     if result == RX_OK:
         s.ok += 1
+        _turned(s, now - c.m.nominal_ns + (t.turnaround_ns if t != NULL else d.turnaround_ns))
         if t != NULL:
             t.fails = 0
         if c.current == c.command:
@@ -283,7 +300,7 @@ cdef bint _probe(Bus* b, ScanCtx* c, int dev, int64_t limit, int64_t now) noexce
     d.probe_count = n
     if rtu_build(&c.m, d.unit, d.probe_fc, d.probe_addr, n, NULL, 0, 0) < 0:
         return False
-    nominal = (c.m.tx_len + c.m.ask.len) * c.m.char_ns + c.m.t35_ns + c.m.path_ns + d.turnaround_ns
+    nominal = c.m.lead_ns + (c.m.tx_len + c.m.ask.len) * c.m.char_ns + c.m.t35_ns + c.m.path_ns + d.turnaround_ns
     deadline = now + nominal + c.slack_ns
     if now + nominal + FIT_NS > limit:
         c.slots_missed += 1
@@ -318,8 +335,8 @@ cdef int _asked(Bus* b, ScanCtx* c, DevRow* d, int64_t now) noexcept nogil:
 
 cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
     """This tick's slot: a probe, a verify, what is asked, or what the table says. True: something was sent."""
-    cdef int64_t limit = c.tick_t_ns + c.limit_ns
-    cdef int i, dev, t = c.slot[c.tick % HYPER]
+    cdef int64_t limit = c.slot_t_ns + c.limit_ns
+    cdef int i, dev, t = c.slot[c.slot_of % HYPER]
     cdef DevRow* d
     cdef DeviceStats* s
     if t == SLOT_NONE:
@@ -396,10 +413,16 @@ cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         else:
             c.slot_pending = 0
             if _slot(b, c, now):
-                c.slot_tick = c.tick
+                c.slot_tick = c.slot_of
 
 
 # ---------------------------------------------------------------- callbacks of struct Bus
+
+cdef inline void _due(ScanCtx* c) noexcept nogil:
+    c.slot_pending = 1
+    c.slot_of = c.tick
+    c.slot_t_ns = c.tick_t_ns
+
 
 cdef void _on_tick(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     cdef ScanCtx* c = <ScanCtx*>b.ctx
@@ -407,7 +430,8 @@ cdef void _on_tick(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     c.m.stats = b.stats
     c.tick = tick
     c.tick_t_ns = b.inputs.t_ns
-    c.slot_pending = c.early
+    if c.early:                             # else the slot of the tick before may still be due: at 115200 baud it begins after this tick
+        _due(c)
     c.fast_next = 0
     b.fast_pending = 0
     c.current_fast = 0                      # an answer of the tick before is not what this one waits for
@@ -450,7 +474,8 @@ cdef void _on_outputs(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     if c.command >= 0 and (b.outputs.gate != 1 or c.command_pending):
         b.inputs.pcs_deaf = b.outputs.gate == 1     # nothing is to get through; or the line was busy for all of the tick, and nothing has
     c.command_pending = c.command >= 0 and b.outputs.gate == 1
-    c.slot_pending = not c.early
+    if not c.early:
+        _due(c)
     _pump(b, c, now)
 
 
@@ -492,6 +517,7 @@ cdef class BusScan(BusPort):
             tcp_init(&self.c.m, round(1e6 * table.spec.latency_ms), 0, NULL)
         else:
             rtu_init(&self.c.m, table.spec.baud, table.spec.line.bits, table.spec.untimed, NULL)
+            self.c.m.lead_ns = round(1e6 * table.spec.line.lead_ms)
         build_tables(&self.c, table)
         self.bus.ctx = &self.c
         self.bus.on_tick = _on_tick

@@ -110,6 +110,16 @@ cdef class ScanBench:
         if reset is not None:
             self.inp.reset = reset
 
+    def turned(self, int k, int bin, int n):
+        """As if device k had answered n times with that turnaround (a bin of DeviceStats.turn)."""
+        self.devices[k].turn[bin] += n
+        self.devices[k].turn_n += n
+
+    @property
+    def deaf(self):
+        """Inputs.pcs_deaf: the last command did not get through, or nobody knows."""
+        return bool(self.inp.pcs_deaf)
+
     def bus(self, int k):
         return self.stats[k]
 

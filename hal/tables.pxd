@@ -116,6 +116,8 @@ ctypedef struct ScanCtx:
     int32_t round               # round robin of probes
     int32_t slots_missed        # after-slots that no longer fitted their tick
     int64_t slot_tick           # last tick whose slot was used
+    int64_t slot_of             # the tick that the pending slot belongs to: it may lie in the one after
+    int64_t slot_t_ns
     int64_t tick
     int64_t tick_t_ns
     int64_t limit_ns

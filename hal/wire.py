@@ -14,7 +14,6 @@ import grp
 import os
 import select
 import stat
-import struct
 import termios
 import time
 from collections.abc import Callable, Sequence
@@ -26,18 +25,15 @@ from hal.modbus import EXCEPTIONS, PyRtuMaster
 BAUDS = {int(name[1:]): getattr(termios, name) for name in dir(termios) if name[0] == "B" and name[1:].isdigit() and name != "B0"}
 PTY_MAJORS = range(136, 144)  # Documentation/admin-guide/devices.txt: UNIX98 PTY slaves
 TIOCGEXCL = 0x80045440  # asm-generic/ioctls.h; Linux 3.8
-TIOCGSERIAL, TIOCSSERIAL = 0x541E, 0x541F  # asm-generic/ioctls.h
-SERIAL_STRUCT_BYTES = 72
-FLAGS_OFFSET = 16  # int flags in struct serial_struct (linux/serial.h)
-ASYNC_LOW_LATENCY = 1 << 13
 
 
 class PortError(OSError):
-    """A port cannot be used. The text names the port, the reason and the remedy; errno is the system's."""
+    """A port cannot be used. The text names the port, the reason and the remedy; errno is the system's, `key` the one of [[bus]]
+    that is in the way."""
 
-    def __init__(self, port: str, why: str, remedy: str, number: int = errno.EIO) -> None:
+    def __init__(self, port: str, why: str, remedy: str, number: int = errno.EIO, key: str = "port") -> None:
         super().__init__(number, f"{port}: {why}; {remedy}")
-        self.port, self.why, self.remedy = port, why, remedy
+        self.port, self.why, self.remedy, self.key = port, why, remedy, key
 
     def __str__(self) -> str:
         return f"{self.port}: {self.why}; {self.remedy}"
@@ -193,19 +189,6 @@ def configure(port: str, fd: int, baud: int, parity: str, stop_bits: int) -> Non
     if (got[2] ^ cflag) & frame or not raw:
         raise PortError(port, f"refuses {baud} baud 8{parity}{stop_bits}: {reason}", "another adapter", errno.EINVAL)
     termios.tcflush(fd, termios.TCIOFLUSH)
-
-
-def low_latency(fd: int) -> str | None:
-    """Ask the driver not to hold bytes back (FTDI's timer is 16 ms otherwise). None, or why it was not granted."""
-    buf = bytearray(SERIAL_STRUCT_BYTES)
-    try:
-        fcntl.ioctl(fd, TIOCGSERIAL, buf)
-        flags = struct.unpack_from("i", buf, FLAGS_OFFSET)[0]
-        struct.pack_into("i", buf, FLAGS_OFFSET, flags | ASYNC_LOW_LATENCY)
-        fcntl.ioctl(fd, TIOCSSERIAL, buf)
-    except OSError as e:
-        return f"low latency not granted: {e.strerror}"
-    return None
 
 
 def close_port(fd: int) -> None:

@@ -13,10 +13,11 @@ SETTLE = 2.303  # ln 10: a first-order lag has 90 % of its step behind it after 
 
 @dataclass(frozen=True)
 class Line:
-    """A serial line's speed: char_ms a character, t35_ms of silence before a request is one."""
+    """A serial line's speed: char_ms a character, t35_ms of silence before a request is one, lead_ms before a request's first bit."""
 
     baud: int
     bits: int  # a character, start and stop included
+    lead_ms: float = 0.0  # the driver of an RS-485 port takes so long to take the line
 
     @property
     def char_ms(self) -> float:
@@ -32,7 +33,7 @@ class Line:
 
     def room(self, budget_ms: float, turnaround_ms: float) -> int:
         """How many registers one read may have to fit `budget_ms`."""
-        chars = int((budget_ms - 8 * self.char_ms - self.t35_ms - turnaround_ms) / self.char_ms + 1e-9)
+        chars = int((budget_ms - self.lead_ms - 8 * self.char_ms - self.t35_ms - turnaround_ms) / self.char_ms + 1e-9)
         return max(0, min(125, (chars - 5) // 2))
 
 
@@ -80,7 +81,7 @@ class WireTime:
 
     @property
     def request_ms(self) -> float:
-        return self.line.travel_ms(self.request)
+        return self.line.lead_ms + self.line.travel_ms(self.request)
 
     @property
     def answer_ms(self) -> float:

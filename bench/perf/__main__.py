@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.perf import can, console, micro, peer, process, realtime, rtu, virtual
+from bench.perf import can, console, micro, peer, process, realtime, rtu, shelves, virtual
 from bench.perf.rows import Row, markdown, table
 
-PARTS = ("micro", "rtu", "can", "virtual", "process", "console", "realtime")
+PARTS = ("micro", "rtu", "can", "virtual", "process", "console", "shelves", "realtime")
 
 
 def main() -> int:
@@ -56,6 +56,7 @@ def main() -> int:
         "virtual": lambda: virtual.rows(a.traces),
         "process": process.rows,
         "console": console.rows,
+        "shelves": shelves.rows,
         "realtime": lambda: realtime.rows(f"{trace}:{virtual.COLUMN}" if trace.exists() else None, a.seconds),
     }
     rows: list[Row] = []

@@ -32,7 +32,7 @@ SITE_NAME = "bench"
 class Bench:
     """The virtual cabinet in a process of its own, and `ballast run` on its ports: the cabinet outlives control."""
 
-    def __init__(self, tmp: Path, load: LoadOptions) -> None:
+    def __init__(self, tmp: Path, load: LoadOptions, *words: str) -> None:
         self.tmp, self.site = tmp, build.load_site(None)
         (tmp / "plant.json").write_text(json.dumps(plant_config(self.site, load)))
         argv = [sys.executable, "-m", "bench.plant", "--config", str(tmp / "plant.json")]
@@ -41,7 +41,7 @@ class Bench:
         ports = json.loads(self.plant.stdout.readline())["ports"]
         sets = [f"bus.{bus}.port={path}" for bus, path in ports.items()] + [f"site.name={SITE_NAME}"]
         self.env = os.environ | {"BALLAST_RUNTIME_DIR": str(tmp), "BALLAST_STATE_DIR": str(tmp / "state")}
-        argv = [sys.executable, "-m", "controller", "run", "--quiet", *(word for text in sets for word in ("--set", text))]
+        argv = [sys.executable, "-m", "controller", "run", "--quiet", *(word for text in sets for word in ("--set", text)), *words]
         self.run = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.env)
         self.image: Any = None
         self.wait(self._open, 30)
@@ -105,10 +105,10 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(load: LoadOptions) -> Iterator[Bench]:
-    """A Bench that is ended whatever happens."""
+def bench(load: LoadOptions, *words: str) -> Iterator[Bench]:
+    """A Bench that is ended whatever happens. `words`: more for `ballast run`."""
     with tempfile.TemporaryDirectory() as tmp:
-        made = Bench(Path(tmp), load)
+        made = Bench(Path(tmp), load, *words)
         try:
             yield made
         finally:

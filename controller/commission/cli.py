@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from controller.process import EXIT_FAILED, EXIT_INPUT, EXIT_OK
 
 INTERRUPTED = 130
+ENDING = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def ended_once() -> Iterator[None]:
+    """Ctrl-C, a closed ssh and SIGTERM end alike: with Interrupted, once. Whatever comes after it is ignored, so that it
+    cannot cut the release short.
+    """
+    from controller.commission.talk import Interrupted
+
+    ended = False
+
+    def end(signum: int, _: object) -> None:
+        nonlocal ended
+        if not ended:
+            ended = True
+            raise Interrupted(signal.Signals(signum).name)
+
+    before = {signum: signal.signal(signum, end) for signum in ENDING}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def add_parser(commands: Any) -> None:
@@ -43,24 +69,22 @@ def main(args: argparse.Namespace, ask_desk: Any = None) -> int:
     image = open_image(running, writable=not (args.list or args.report))
     rig = Rig(running, image, site, remembered(directory, site) or [], RealClock(), talk, ask_desk=ask_desk)
 
-    def gone(*_: object) -> None:
-        raise Interrupted("the terminal is gone")
-
-    try:
-        results = Results.of(site.name)
-        if args.list:
-            guide.overview(rig, results, talk)
-            return EXIT_OK
-        if args.report:
-            print(guide.write_report(rig, results))
-            return EXIT_OK
-        # A closed ssh must end as Ctrl-C does: with the slot released.
-        for signum in (signal.SIGHUP, signal.SIGTERM):
-            signal.signal(signum, gone)
-        return EXIT_OK if guide.run(rig, results, talk, args.step) else EXIT_FAILED
-    except (Interrupted, KeyboardInterrupt):
-        print("\nballast: stopped; the battery is released, `ballast test` goes on from here", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as e:
-        print(f"ballast: {e.filename or 'results'}: {e.strerror or e}", file=sys.stderr)
-        return EXIT_FAILED
+    with ended_once():
+        try:
+            results = Results.of(site.name)
+            if results.note:
+                print(f"ballast: {results.note}", file=sys.stderr)
+            if args.list:
+                guide.overview(rig, results, talk)
+                return EXIT_OK
+            if args.report:
+                print(guide.write_report(rig, results))
+                return EXIT_OK
+            return EXIT_OK if guide.run(rig, results, talk, args.step) else EXIT_FAILED
+        except (Interrupted, KeyboardInterrupt):
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print(f"\nballast: stopped; {rig.parting()}; `ballast test` goes on from here", file=sys.stderr)
+            return INTERRUPTED
+        except OSError as e:
+            print(f"ballast: {e.filename or 'results'}: {e.strerror or e}", file=sys.stderr)
+            return EXIT_FAILED

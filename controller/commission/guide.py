@@ -131,8 +131,6 @@ def run(rig: Rig, results: Results, talk: Talk, only: str | None = None) -> bool
 
 
 def _run(rig: Rig, results: Results, talk: Talk, only: str | None) -> bool:
-    if results.note:
-        tell(talk, results.note)
     if only == SIGN_OFF:
         return sign_off(rig, results, talk)
     if only is not None:
@@ -144,6 +142,7 @@ def _run(rig: Rig, results: Results, talk: Talk, only: str | None) -> bool:
     tell(talk, f"Commissioning of {rig.site.name}. Every answer can be repeated, every step too; Ctrl-C stops and nothing is lost.")
     overview(rig, results, talk)
     for number, step in enumerate(STEPS, 1):
+        rig.reread()
         if results.state(rig, step.name, step.depends) == PASS:
             continue
         if not _lead(rig, results, step, number, talk):
@@ -156,6 +155,7 @@ def sign_off(rig: Rig, results: Results, talk: Talk) -> bool:
     """Remarks, a name, and the report. Returns whether every step is passed."""
     talk.say()
     talk.say(f"--- {len(STEPS) + 1} of {len(STEPS) + 1}: Sign-off")
+    rig.reread()  # what is signed is the site of this moment
     states = {s.name: results.state(rig, s.name, s.depends) for s in STEPS}
     short = [f"{name} ({WORDS.get(state, state)})" for name, state in states.items() if state != PASS]
     if short:

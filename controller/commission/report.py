@@ -5,6 +5,9 @@ It shows what `commissioning.json` holds and nothing besides: what stands in it 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -113,7 +116,7 @@ def _step(number: int, row: Row, results: Results) -> str:
     by = f"{escape(str(got['who']))}, {utc_text(got['wall_s'])[:19]} UTC"
     cls = "" if state == PASS else f' class="{state}"'
     facts = "".join(f"<li>{escape(str(f))}</li>" for f in got["facts"])
-    writes = "".join(f"<li>written into the site: {escape(str(w))}</li>" for w in got.get("writes", []))
+    writes = "".join(f"<li>settings: {escape(str(w))}</li>" for w in got.get("writes", []))
     numbers = "".join(f'<tr><td>{escape(k)}</td><td class="n">{_number(v)}</td></tr>' for k, v in got["numbers"].items())
     table = f'<div class="cols"><table>{numbers}</table></div>' if numbers else ""
     return f"{head}<p{cls}>{escape(str(got['reason']))}</p><ul>{facts}{writes}</ul>{_charts(name, got)}{table}<p class=\"small\">{by}</p>"
@@ -177,10 +180,24 @@ def html(rig: Rig, results: Results, rows: Sequence[Row]) -> str:
 
 
 def write(rig: Rig, results: Results, rows: Sequence[Row]) -> Path:
-    """`commissioning-YYYYMMDD.html` beside the results; returns its path. Raises OSError."""
-    day = utc(rig.clock.wall_s()).strftime("%Y%m%d")
-    path = results.path.with_name(f"commissioning-{day}.html")
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    disk.replace(path, html(rig, results, rows).encode(), 0o644)
+    """`commissioning-YYYYMMDD-HHMMSS.html` (UTC) beside the results; returns its path. What is there already may be signed
+    and stays: the same second, or a clock that was set back, gets a number behind it. Raises OSError.
+    """
+    stem = f"commissioning-{utc(rig.clock.wall_s()).strftime('%Y%m%d-%H%M%S')}"
+    results.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    text = html(rig, results, rows).encode()
+    for k in itertools.count(1):
+        path = results.path.with_name(f"{stem}.html" if k == 1 else f"{stem}-{k}.html")
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))  # the name is ours
+        except FileExistsError:
+            continue
+        break
+    try:
+        disk.replace(path, text, 0o644)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
     return path
 

@@ -1,7 +1,7 @@
 """`commissioning.json`: what each step found, kept at once, bound to what it was found on.
 
-A step's result stands as long as what it depends on stands: the settings it names, buses, devices and their
-identities. A changed site shows which steps are to be repeated; nothing is forgotten, only marked.
+A step's result stands as long as what it depends on stands: the settings it names, buses, devices, their identities and
+every row they were compiled to. A changed site shows which steps are to be repeated; nothing is forgotten, only marked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,22 @@ def identities(rig: Rig) -> list[dict[str, Any]]:
     return rows
 
 
+def _map_sha256(rig: Rig, k: int) -> str:
+    """Hash of all rows that a device was compiled to: address, type, sign, scale, limits, timing; "" where they are not known."""
+    if k >= len(rig.maps):
+        return ""
+    rows = asdict(replace(rig.maps[k], info={}))  # what is for people stands in `identities`
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def binding(rig: Rig, depends: Sequence[str]) -> str:
-    """Hash of all that a step depends on: keys or sections ("pcs.", "grid.ramp_up_w_per_s") beside buses and devices."""
+    """Hash of all that a step depends on: keys or sections ("pcs.", "grid.ramp_up_w_per_s") beside buses, devices, the rows
+    that these were compiled to, and whether they are real.
+    """
     values = {k: v for k, v in rig.site.values.items() if any(k == d or (d.endswith(".") and k.startswith(d)) for d in depends)}
     buses = [[b.name, b.baud, b.parity, b.stop_bits] for b in rig.site.buses]
-    text = json.dumps([values, buses, identities(rig)], sort_keys=True)
+    maps = [_map_sha256(rig, k) for k in range(len(rig.site.devices))]
+    text = json.dumps([values, buses, identities(rig), maps, rig.instance.virtual], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

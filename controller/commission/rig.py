@@ -26,6 +26,7 @@ from _core import image as core
 from controller import build, operate
 from controller.clock import Clock, utc_text
 from controller.commission.talk import Talk
+from controller.control import remembered
 from controller.instance import Instance, InstanceError, open_image, read
 from controller.site import Site
 from controller.status import names
@@ -81,6 +82,8 @@ class Rig:
         self._mine: int | None = None  # id of our hold; None while held: it is being written
         self._undo: dict[str, float] = {}
         self._trial: int | None = None
+        self._tried: dict[str, float] = {}  # what stands in that trial
+        self._asked: dict[str, float] = {}  # what we asked to try and have no answer for
         self.left: list[str] = []  # what could not be set back, in words
 
     # ---- looking
@@ -173,38 +176,71 @@ class Rig:
         if slot is not None and not (self._held and self._mine in (None, slot["id"])):
             self._held = False  # it is theirs now: not ours to release
             raise Busy(f"the operator slot was taken over: {self.whose(slot)}")
+        raw = self.image.setpoint(operate.SLOT_OPERATOR)
+        if self._held and self._mine is not None and raw is not None and raw["kind"] == operate.SP_NONE:
+            self._held = False  # a person's word: holding again would overrule it
+            by = self._author(raw["id"]) or "somebody"
+            raise Busy(f"{by} released the battery (command {raw['id']}); ask them, then begin the step again")
 
-    def whose(self, slot: Mapping[str, Any]) -> str:
-        """Who wrote a setpoint, by the audit trail."""
-        words = f"{slot['value_w'] / 1e3:+.1f} kW (command {slot['id']})"
+    def _author(self, number: int) -> str:
+        """Who gave a command and when, by the audit trail; "" where it does not tell."""
         try:
             store = Store(Path(self.instance.store), self.instance.run, readonly=True)
             try:
-                row = store.db.execute("SELECT who, wall_s FROM audit WHERE id = ?", (slot["id"],)).fetchone()
+                row = store.db.execute("SELECT who, wall_s FROM audit WHERE id = ?", (number,)).fetchone()
             finally:
                 store.close()
         except (OSError, sqlite3.Error):
             row = None
-        by = f"{row[0]} since {utc_text(row[1])}" if row else "somebody the audit trail does not name"
-        return f"a hold at {words} by {by}"
+        return f"{row[0]} at {utc_text(row[1])}" if row else ""
+
+    def whose(self, slot: Mapping[str, Any]) -> str:
+        """A setpoint in words, and who wrote it."""
+        by = self._author(slot["id"]) or "somebody the audit trail does not name"
+        return f"a hold at {slot['value_w'] / 1e3:+.1f} kW (command {slot['id']}) by {by}"
+
+    def parting(self) -> str:
+        """How the operator slot stands, for the last line of a test that was cut."""
+        if self.image.setpoint(operate.SLOT_OPERATOR) is None:
+            return "ATTENTION: whether a hold stands cannot be seen, look at `ballast status`"
+        slot = self._standing()
+        if slot is None:
+            return "no hold stands"
+        left_s = (slot["lease_until_ns"] - self.clock.monotonic_ns()) / 1e9
+        return f"ATTENTION: {self.whose(slot)} stands for another {left_s:.0f} s, `ballast release` ends it"
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Around every step. Raises Busy where somebody else's hold stands; afterwards the slot is released and the
-        virtual cabinet is as it was. Whatever cannot be set back stands in `left`.
+        """Around every step, which finds the site as it is now. Raises Busy where somebody else's hold stands; afterwards
+        the slot is released and the virtual cabinet is as it was. Whatever cannot be set back stands in `left`.
         """
         slot = self._standing()
         if slot is not None:
             raise Busy(f"{self.whose(slot)}; the test begins once it has ended (`ballast release`)")
+        self.reread()
         self.allowed_w = MOST * self.rating_w
         try:
             yield
         finally:
             try:
-                self.put_back()
-            finally:
+                self._leave()
+            except BaseException:
+                self._leave()  # a second Ctrl-C came in the middle of it: what was not done yet is done all the same
+                raise
+
+    def _leave(self) -> None:
+        """Done twice it does nothing twice: each part forgets only what has been done."""
+        try:
+            left = self.put_back() and self.put_back()  # an answer that did not come is asked for once more
+            self._undo, self._trial, self._asked = {}, None, {}
+            self.left += left
+        finally:
+            try:
                 self.release()
-                self._parts = None
+            except InstanceError as e:
+                self.left.append(f"the hold was not released ({e}); {self.parting()}")
+                self._held = False
+            self._parts = None
 
     def hold(self, value_w: float, seconds: float) -> None:
         """Battery at value_w for so long (and 30 s of grace). Raises Refused above what is allowed, Busy."""
@@ -216,8 +252,13 @@ class Rig:
         self._look()
         lease_s = min(operate.LEASE_MAX_S, max(1.0, seconds + SPARE_S))
         # ours even where we are interrupted between the write and its answer: the slot's id is looked at then
+        before = self._held, self._mine
         self._held, self._mine = True, None
-        self._mine = operate.hold(self.instance, self.image, value_w, lease_s, self.clock, self.author)
+        try:
+            self._mine = operate.hold(self.instance, self.image, value_w, lease_s, self.clock, self.author)
+        except InstanceError:
+            self._held, self._mine = before  # not written: whoever kept us from it may stand there now
+            raise
 
     def glide(self, value_w: float, seconds: float, note: str = "") -> None:
         """To value_w without a jump: a hold falls toward zero at once, so it is led there at the ramp, in two minutes at
@@ -235,16 +276,14 @@ class Rig:
         self.hold(value_w, seconds)
 
     def release(self) -> None:
-        """Empties the operator slot if what stands in it is ours."""
-        slot = self._standing() if self._held else None
-        self._held = False
-        if slot is None or self._mine not in (None, slot["id"]):
+        """Empties the operator slot if what stands in it is ours. Raises InstanceError: then it still stands, and is ours."""
+        if not self._held:
             return
-        try:
+        raw = self.image.setpoint(operate.SLOT_OPERATOR)
+        # (a slot whose live copy is damaged may still hold the battery: the kernel keeps the last good one)
+        if raw is None or (self._standing() is not None and self._mine in (None, raw["id"])):
             operate.release(self.instance, self.image, self.clock, self.author)
-        except InstanceError as e:
-            left_s = (slot["lease_until_ns"] - self.clock.monotonic_ns()) / 1e9
-            self.left.append(f"the hold at {slot['value_w']:g} W was not released ({e}); it ends by itself in {left_s:.0f} s")
+        self._held = False
 
     def reset(self) -> None:
         """Asks for the end of a FAULT."""
@@ -253,30 +292,74 @@ class Rig:
     # ---- the desk
 
     def desk(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The parent's answer; where it refuses, or there is none, {"ok": False} and `why` in words."""
+        """The parent's answer; where it refuses, or there is none, {"ok": False} and `why` in words. `lost`: there was no
+        answer, and whether it was done is not known.
+        """
         if self.ask_desk is None:
             return {"ok": False, "why": "nobody answers for the settings here"}
         try:
             got = dict(self.ask_desk(request | {"who": self.author}))
         except (OSError, InstanceError) as e:
-            return {"ok": False, "why": f"the parent does not answer: {e}"}
+            return {"ok": False, "lost": True, "why": f"the parent does not answer: {e}"}
         return got if got.get("ok") else got | {"ok": False, "why": _reason(got)}
 
     def try_settings(self, changes: Mapping[str, float], seconds: float) -> dict[str, Any]:
-        """Puts settings in force for so long; they fall back by themselves, and when the step ends without `confirm`."""
+        """Puts settings in force for so long; they fall back by themselves, and when the step ends without `confirm`.
+        Where the answer is lost, what the desk says afterwards counts.
+        """
+        self._asked = dict(changes)
         got = self.desk({"do": "try", "changes": dict(changes), "seconds": seconds})
         if got["ok"]:
-            self._trial = int(got["id"])
+            self._trial, self._tried, self._asked = int(got["id"]), dict(changes), {}
+        elif not got.get("lost"):
+            self._asked = {}
+        elif not self._find_trial():
+            got["why"] += "; whether they are being tried is not known, they fall back by themselves"
+        elif self._trial is not None:
+            got = {"ok": True, "id": self._trial}
+        if got["ok"]:
             self.refresh()
         return got
 
+    def _find_trial(self) -> bool:
+        """Whether what was asked for without an answer is on trial after all: then it is ours to give back. False where
+        the desk does not say.
+        """
+        got = self.desk({"do": "settings"})
+        if not got["ok"]:
+            return False
+        pending = got.get("pending") or {}
+        changes = pending.get("changes") or {}
+        if changes and pending.get("who") == self.author and all(self._asked.get(k) == new for k, (_, new) in changes.items()):
+            self._trial, self._tried = int(pending["id"]), self._asked
+        self._asked = {}
+        return True
+
     def confirm(self) -> dict[str, Any]:
-        """Keeps what was tried."""
+        """Keeps what was tried. Where the answer is lost, what the desk says afterwards counts; `lost` stands in the
+        answer where that is lost too.
+        """
         got = self.desk({"do": "confirm", "id": self._trial})
+        if got.get("lost"):
+            got = self._confirmed(got)
         if got["ok"]:
             self._trial = None
-            self.refresh()
+            with contextlib.suppress(InstanceError):  # kept is kept; that the site is gone shows in the next look
+                self.refresh()
         return got
+
+    def _confirmed(self, lost: dict[str, Any]) -> dict[str, Any]:
+        """What became of a confirmation that nobody answered."""
+        now = self.desk({"do": "settings"})
+        if not now["ok"]:
+            return lost
+        if (now.get("pending") or {}).get("id") == self._trial:
+            return self.desk({"do": "confirm", "id": self._trial})  # it never arrived
+        if any(now["values"].get(key) != value for key, value in self._tried.items()):
+            return {"ok": False, "why": f"the time was over: {lost['why']}"}
+        differs = "file_problem" in now or any(key in now.get("running", ()) for key in self._tried)
+        note = "the parent's answer was lost; the values are in force" + (", and are not in the site file" if differs else "")
+        return {"ok": True, "written": None if differs else now.get("file"), "note": note}
 
     @property
     def virtual(self) -> bool:
@@ -292,15 +375,28 @@ class Rig:
         if not got["ok"]:
             raise Refused(f"the virtual cabinet does not take {dict(changes)}: {got['why']}")
 
-    def put_back(self) -> None:
-        """Sets the virtual cabinet back, and the settings that were tried and not confirmed."""
-        undo, self._undo = self._undo, {}
-        trial, self._trial = self._trial, None
-        if undo and not (got := self.desk({"do": "plant", "set": undo}))["ok"]:
-            self.left.append(f"the virtual cabinet still has a fault, set it back: {undo} ({got['why']})")
-        if trial is not None:
-            self.desk({"do": "back", "id": trial})  # where it is refused the time is over, and they have fallen back
-            self.refresh()
+    def put_back(self) -> list[str]:
+        """Sets the virtual cabinet back, and the settings that were tried and not confirmed. Returns what the desk has not
+        done or not answered, in words; that is asked again when the step ends.
+        """
+        left = []
+        if self._undo:
+            got = self.desk({"do": "plant", "set": self._undo})
+            if got["ok"]:
+                self._undo = {}
+            else:
+                left.append(f"the virtual cabinet still has a fault, set it back: {self._undo} ({got['why']})")
+        unknown = bool(self._asked) and not self._find_trial()
+        if self._trial is not None:
+            # where it is refused the time is over, and they have fallen back
+            unknown = bool(self.desk({"do": "back", "id": self._trial}).get("lost"))
+            if not unknown:
+                self._trial = None
+                with contextlib.suppress(InstanceError):  # what is left has to be said all the same
+                    self.refresh()
+        if unknown:
+            left.append("the settings that were tried may still be in force; they fall back by themselves (`ballast settings diff`)")
+        return left
 
     def refresh(self) -> None:
         """Reads settings and processes again, after the desk changed something. Raises InstanceError."""
@@ -308,9 +404,19 @@ class Rig:
         if fresh is not None and fresh.pid != self.instance.pid:
             self.image = open_image(fresh, writable=True)
         self.instance = fresh or self.instance
-        path = Path(self.instance.directory) / "site.json"
+        self.reread()
+
+    def reread(self) -> None:
+        """Settings in force and what control found the devices to be: both may have changed since this program began."""
+        directory, before = Path(self.instance.directory), self.site.devices_hash()
         with contextlib.suppress(OSError, ValueError, KeyError):
-            self.site = build.site_from(path)
+            self.site = build.site_from(directory / "site.json")
+            self.rating_w = self.site.num("pcs.s_rated_va")
+        found = remembered(directory, self.site)
+        if found is not None:
+            self.maps = found
+        elif self.site.devices_hash() != before:
+            self.maps = []  # those were other devices
 
 
 __all__ = ["Busy", "Desk", "Refused", "Rig"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from controller.commission.results import FAIL, PASS, Result, identities
-from controller.commission.rig import Rig
+from controller.commission.rig import Refused, Rig
 from controller.commission.talk import tell, yes
 
 LISTEN_S = 10.0
@@ -45,6 +45,8 @@ def ports(rig: Rig) -> Result:
 
 def devices(rig: Rig) -> Result:
     """Each device as it was read, held against its nameplate by a person."""
+    if len(rig.maps) != len(rig.site.devices):
+        raise Refused("the devices were not read yet; `ballast status` says what control waits for")
     result, bad = Result(PASS, ""), []
     for i, row in enumerate(identities(rig)):
         stats = rig.image.device_stats(i)

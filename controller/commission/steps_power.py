@@ -69,12 +69,20 @@ def _closed(rig: Rig) -> None:
     rig.until(lambda: rig.mode != core.MODE_STANDBY, CLOSE_S, "waiting for GRID")
 
 
+def _room(rows: NDArray[np.void], rig: Rig) -> tuple[float, float]:
+    """W that the grid's limits leave for (charging, discharging), with something to spare; negative: none. By what the
+    grid has to carry without the battery: load less PV and genset.
+    """
+    net, lim = rows["out"]["grid_p_w"] + rows["out"]["batt_p_w"], rows["lim"][-1]
+    spare = 0.04 * rig.rating_w
+    charge = min(float(lim["import_limit_w"]), rig.num("grid.feeder_w")) - float(net.max()) - spare
+    return charge, float(net.min()) + float(lim["export_limit_w"]) - spare
+
+
 def _plateau(rows: NDArray[np.void], rig: Rig, step_w: float) -> float:
     """The power around which to step, so that import and export limit leave the battery alone. Raises Refused."""
-    load, lim = rows["out"]["load_w"], rows["lim"][-1]
-    spare = 0.04 * rig.rating_w
-    lowest = float(load.max()) - min(float(lim["import_limit_w"]), rig.num("grid.feeder_w")) + spare
-    highest = float(load.min()) + float(lim["export_limit_w"]) - spare
+    charge, highest = _room(rows, rig)
+    lowest = -charge
     if lowest <= -step_w and highest >= step_w:
         return 0.0
     base = lowest + step_w if lowest > -step_w else highest - step_w
@@ -85,11 +93,12 @@ def _plateau(rows: NDArray[np.void], rig: Rig, step_w: float) -> float:
     return base
 
 
-def step_train(rig: Rig, note: str, settled_ns: int = 0) -> tuple[NDArray[np.void], list[edges.Edge], float]:
+def step_train(rig: Rig, note: str, settled_ns: int = 0, *, sign_trip: bool = False) -> tuple[NDArray[np.void], list[edges.Edge], float]:
     """Rows with at least ten clean steps where the load allows; (rows, edges, size of a step).
 
     A hold climbs away from zero at the ramp and falls toward zero at once: the falls are the steps. settled_ns: how long
-    the power takes to stand; 0: by what the site believes.
+    the power takes to stand; 0: by what the site believes. Raises Refused where the site leaves GRID for a FAULT or a TRIP;
+    sign_trip: a FAULT meter_sign is an answer, and ends the steps.
     """
     grid_or_refuse(rig)
     size = min(rig.step_w, rig.ramp_w_per_s * CLIMB_S)
@@ -113,12 +122,12 @@ def step_train(rig: Rig, note: str, settled_ns: int = 0) -> tuple[NDArray[np.voi
         rig.hold(base, LONGEST_S)
         rig.wait(stand_s)
         passed_s, k = passed_s + climb_s + stand_s, k + 1
-        if rig.mode in (core.MODE_FAULT, core.MODE_TRIP) and "meter_sign" not in rig.alarms():
+        if rig.mode in (core.MODE_FAULT, core.MODE_TRIP):
+            if sign_trip and "meter_sign" in rig.alarms():
+                break
             alarms = ", ".join(rig.alarms()) or "none"
             what = f"the site went to {core.MODE_NAMES[rig.mode]} in mid-measurement (alarms: {alarms})"
             raise Refused(f"{what}; repeat it once that is over")
-        if rig.mode == core.MODE_FAULT:
-            break
         if k < WANTED:
             continue
         found = edges.find(rig.rows(), size, believed)
@@ -152,7 +161,7 @@ def polarity(rig: Rig) -> Result:
     if "meter_sign" in rig.alarms():
         return Result(FAIL, f"the kernel's own sign trip stands: {_advice(rig, 'meter_sign')}", facts=["FAULT meter_sign: see there"])
     _closed(rig)
-    rows, found, size = step_train(rig, "polarity")
+    rows, found, size = step_train(rig, "polarity", sign_trip=True)
     if "meter_sign" in rig.alarms():
         return Result(FAIL, f"the kernel's own sign trip came: {_advice(rig, 'meter_sign')}; then `ballast reset`")
     grid_w = float(np.median(rows["inp"]["meter"]["grid_p_w"]))
@@ -239,18 +248,24 @@ def pcs_delay(rig: Rig) -> Result:
     return result
 
 
+def _judged(align_s: float) -> float | None:
+    """The error between model and readback; None where the kernel has not judged it yet, which it shows as 0."""
+    return align_s if align_s else None
+
+
 def _settle(rig: Rig, result: Result, got: delay.Fit, dead_s: float, tau_s: float) -> None:
     """The verdict on a fit: kept, written, or what a person has to do."""
-    align_s = float(rig.latest()["out"]["align_s"])
+    align_s = _judged(float(rig.latest()["out"]["align_s"]))
     result.numbers["align_s"] = align_s
+    if align_s is None:
+        result.facts.append("model and readback were not compared: that takes more or larger steps than were made (align_s)")
     if got.believed_fits:
-        good = abs(align_s) < ALIGN_MOST_S
         low, high = got.sum_range_s
         bound = "" if got.separable else f" (they tell dead time and lag apart badly; the sum is {1e3 * low:.1f} to {1e3 * high:.1f} ms)"
-        result.verdict = PASS if good else FAIL
-        result.reason = "the site's values are among those the samples allow: kept" + bound + (
-            "" if good else f", but model and readback are {1e3 * align_s:.1f} ms apart: the meter's or the PCS's stamp is wrong"
-        )
+        result.verdict, result.reason = PASS, "the site's values are among those the samples allow: kept" + bound
+        if align_s is not None and not abs(align_s) < ALIGN_MOST_S:
+            apart = f", but model and readback are {1e3 * align_s:.1f} ms apart: the meter's or the PCS's stamp is wrong"
+            result.verdict, result.reason = FAIL, result.reason + apart
         return
     if not got.separable:
         low, high = got.sum_range_s
@@ -278,26 +293,46 @@ def _write(rig: Rig, result: Result, changes: dict[str, float], typed: str) -> N
         result.verdict, result.reason = FAIL, f"not written ({got['why']}); type {typed}"
         result.writes.append(f"not written: {typed}")
         return
+    try:
+        why_not, align_s = _second_look(rig, changes)
+    except Refused as e:
+        why_not, align_s = str(e), None
+    result.numbers["align_after_s"] = align_s
+    if why_not:
+        result.verdict, result.reason = FAIL, f"with the new values {why_not}: they were not kept"
+        return
+    done = rig.confirm()
+    if not done["ok"]:
+        what = "whether they were kept is not known" if done.get("lost") else "not confirmed"
+        then = "`ballast settings get pcs.` shows it" if done.get("lost") else f"they fall back; type {typed}"
+        result.verdict, result.reason = FAIL, f"tried, but {what} ({done['why']}): {then}"
+        result.writes.append(f"{'perhaps ' if done.get('lost') else ''}not written: {typed}")
+        return
+    where = f"written into {done['written']}" if done.get("written") else "in force, not written into a file"
+    result.writes += [f"{key} = {value:g} (was {before[key]:g}), {where}" for key, value in changes.items()]
+    apart = "were not compared" if align_s is None else f"are {1e3 * align_s:.2f} ms apart"
+    result.verdict, result.reason = PASS, f"tried and confirmed; model and readback {apart}"
+    if done.get("note"):
+        result.writes.append(str(done["note"]))  # such as: in force, but there is no file to write it into
+
+
+def _second_look(rig: Rig, changes: dict[str, float]) -> tuple[str, float | None]:
+    """Measures with the values that are tried: (why they are not to be kept, "" where they hold; model against readback).
+    Raises Refused.
+    """
     rig.wait(TAKEN_S, "control takes the new values")
     rows, found, _ = step_train(rig, "the same with the new values")
     new = (build.detection_s(rig.site) + changes["pcs.dead_time_s"], changes["pcs.tau_s"])
     settled = edges.settle_ns(*new)
     again = delay.fit(delay.gather(rows, found, settled), *new)
-    align_s = float(np.max(np.abs(rows["out"]["align_s"][-100:]))) if len(rows) else math.nan
-    result.numbers["align_after_s"] = align_s
-    if again is None or not again.believed_fits or not align_s < ALIGN_MOST_S:
-        what = "the second measurement does not agree" if align_s < ALIGN_MOST_S else f"model and readback are {1e3 * align_s:.1f} ms apart"
-        result.verdict, result.reason = FAIL, f"with the new values {what}: they were not kept"
-        return
-    done = rig.confirm()
-    if not done["ok"]:
-        result.verdict, result.reason = FAIL, f"tried, but not confirmed ({done['why']}): they fall back; type {typed}"
-        result.writes.append(f"not written: {typed}")
-        return
-    result.writes += [f"{key} = {value:g} (was {before[key]:g})" for key, value in changes.items()]
-    result.verdict, result.reason = PASS, f"tried and confirmed; model and readback are {1e3 * align_s:.2f} ms apart"
-    if done.get("note"):
-        result.writes.append(str(done["note"]))  # such as: in force, but there is no file to write it into
+    align_s = _judged(float(np.max(np.abs(rows["out"]["align_s"][-100:]))))
+    if rig.mode != core.MODE_GRID:
+        return f"the site went to {core.MODE_NAMES[rig.mode]}", align_s
+    if again is None or again.edges < edges.FEWEST:
+        return "there were too few clean steps to measure them", align_s
+    if align_s is not None and not align_s < ALIGN_MOST_S:
+        return f"model and readback are {1e3 * align_s:.1f} ms apart", align_s
+    return "" if again.believed_fits else "the second measurement does not agree", align_s
 
 
 def ramp(rig: Rig) -> Result:
@@ -307,11 +342,9 @@ def ramp(rig: Rig) -> Result:
     up, down = float(limits["ramp_up_w_per_s"]), float(limits["ramp_down_w_per_s"])
     rig.record()
     rig.wait(WATCH_S, "looking at the load first")
-    load, lim = rig.rows()["out"]["load_w"], rig.rows()["lim"][-1]
     size = min(MOST * rig.rating_w, up * RAMP_S)
-    spare = 0.04 * rig.rating_w
-    room = {+1: float(load.min()) + float(lim["export_limit_w"]) - spare,
-            -1: min(float(lim["import_limit_w"]), rig.num("grid.feeder_w")) - float(load.max()) - spare}  # fmt: skip
+    charge, discharge = _room(rig.rows(), rig)
+    room = {+1: discharge, -1: charge}
     result = Result(PASS, "", {"step_w": size, "ramp_up_w_per_s": up, "ramp_down_w_per_s": down})
     rig.record()
     for sign, word in ((1, "discharging"), (-1, "charging")):
@@ -328,7 +361,7 @@ def ramp(rig: Rig) -> Result:
     rows = rig.rows()
     got = measure.ramp(rows)
     result.numbers |= plain(asdict(got))
-    t_s = (rows["inp"]["t_ns"] - rows["inp"]["t_ns"][0]) / 1e9
+    t_s = (rows["inp"]["t_ns"] - rows["inp"]["t_ns"][:1]) / 1e9  # (there is no row where no direction was tried)
     result.series["ramp_command"] = thin(t_s.tolist(), (rows["out"]["p_cmd_w"] / 1e3).tolist())
     _judge_ramp(result, got, up, down)
     return result

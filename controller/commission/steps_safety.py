@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from _core import image as core
 from controller.commission import measure
 from controller.commission.results import FAIL, PASS, SKIPPED, Result, plain, thin
-from controller.commission.rig import Rig
+from controller.commission.rig import Refused, Rig
 from controller.commission.steps_power import grid_or_refuse
 from controller.commission.talk import tell, yes
+from controller.instance import InstanceError
 
 REVERT_W = 0.1  # of rating: the power that must vanish
 TRIP_TICKS = 2
+LOADED = 0.5  # of a small step: what must have stood at the battery for a trip to show anything
 PERSON_S = 120.0  # for a hand at the cabinet, after the question
 LEAD_S = 60.0  # a power that takes longer to reach is made smaller
 OWN_RAMP_S = 1.0  # the PCS's own ramp from full power; data sheets say less
@@ -71,15 +73,17 @@ def reversion(rig: Rig) -> Result:
     rig.wait(max(8.0, 2 * rvrt_s + 2.0), "reading the timer back")
     timer = measure.renewal(rig.rows())
     result.numbers |= {f"timer_{k}": v for k, v in plain(asdict(timer)).items()}
-    result.facts.append(
-        f"timer read back {timer.reads} times: set to {timer.setting_s:g} s, {'running' if timer.enabled else 'NOT ENABLED'}, "
-        f"{timer.renewals} renewals seen, never below {timer.rem_min_s:g} s left in {timer.span_s:.0f} s"
-    )
-    renewed = timer.rem_min_s >= rvrt_s / 3 and (timer.renewals > 0 or timer.span_s > 1.5 * rvrt_s)
-    if timer.reads and not (timer.enabled and abs(timer.setting_s - rvrt_s) < 1.0 and renewed):
-        return _end(result, FAIL, "the PCS does not hold the reversion timer that was written, or it is not renewed")
-    if not timer.reads:
+    if timer.reads:
+        seen = f"{timer.renewals} renewals seen, never below {timer.rem_min_s:g} s left in {timer.span_s:.0f} s"
+        untold = "what is left of it is not told, so that only the real thing below shows whether it is renewed"
+        result.facts.append(
+            f"timer read back {timer.reads} times: set to {timer.setting_s:g} s, {'running' if timer.enabled else 'NOT ENABLED'}, "
+            + (seen if math.isfinite(timer.rem_min_s) else untold)
+        )
+    else:
         result.facts.append("this PCS gives no readback of its timer: only the real thing below shows it")
+    if wrong := _timer_wrong(timer, rvrt_s):
+        return _end(result, FAIL, wrong)
     pulled = _act(rig, "pull the bus cable of the PCS (its data cable, not power)", {"pcs.dead": 1.0}, {"pcs.dead": 0.0},
                   before=lambda: _lead(rig, _revert_w(rig), 600.0))  # fmt: skip
     if not pulled:
@@ -101,6 +105,23 @@ def reversion(rig: Rig) -> Result:
     _judge_reversion(rig, result, rows)
     back_to_grid(rig, result)
     return result
+
+
+def _timer_wrong(timer: measure.Renewal, rvrt_s: float) -> str:
+    """What is wrong with the timer as read back; "" for nothing, or where nothing is read back. A PCS need not tell how
+    much is left of it (SunSpec 704.WSetRvrtRem is optional).
+    """
+    if not timer.reads:
+        return ""
+    if not timer.enabled:
+        return "the reversion timer of the PCS is not enabled, or it was not all the time"
+    if not abs(timer.setting_s - rvrt_s) < 1.0:
+        return f"the PCS holds a reversion timer of {timer.setting_s:g} s, the site says {rvrt_s:g} s"
+    if timer.rem_min_s < rvrt_s / 3:
+        return f"the reversion timer is renewed late: {timer.rem_min_s:g} of {rvrt_s:g} s were left"
+    if math.isfinite(timer.rem_min_s) and not timer.renewals and timer.span_s <= 1.5 * rvrt_s:
+        return f"the reversion timer was not renewed in the {timer.span_s:.0f} s that it was read back"
+    return ""
 
 
 def _judge_reversion(rig: Rig, result: Result, rows: NDArray[np.void]) -> None:
@@ -191,6 +212,9 @@ def _trip(rig: Rig, result: Result, name: str, what: str, undo: str, changes: di
     result.series[f"trip_{name}"] = thin(ticks, (rows["out"]["p_cmd_w"][a:b] / 1e3).tolist())
     result.series[f"trip_{name}_mode"] = thin(ticks, (rows["out"]["mode"][a:b] != core.MODE_GRID).astype(float).tolist())
     back = back_to_grid(rig, result)
+    if abs(got.before_w) < LOADED * rig.step_w:
+        stood = f"the battery stood at {got.before_w / 1e3:+.1f} kW when it came, not at {rig.step_w / 1e3:+.1f} kW"
+        return f"{name}: {stood}, so that there was nothing to trip; repeat it where the load leaves room"
     late = [k for k in (got.fault_ticks, got.zero_ticks) if not 0 <= k <= TRIP_TICKS]
     if late:
         return f"{name}: FAULT and 0 W must come within {TRIP_TICKS} ticks, they came in {got.fault_ticks} and {got.zero_ticks} (-1: never)"
@@ -199,11 +223,18 @@ def _trip(rig: Rig, result: Result, name: str, what: str, undo: str, changes: di
 
 def _several(rig: Rig, rows: list[tuple[str, str, str, dict[str, float]]]) -> Result:
     result = Result(PASS, "")
-    found = {name: _trip(rig, result, name, what, undo, changes) for name, what, undo, changes in rows}
+    found: dict[str, str] = {}
+    for name, what, undo, changes in rows:
+        try:
+            found[name] = _trip(rig, result, name, what, undo, changes)
+        except (Refused, InstanceError) as e:
+            found[name] = f"{name}: {e}"  # what the ones before have shown stays shown
+            break
     bad = [text for text in found.values() if text not in ("", "skipped")]
     skipped = [name.replace("_", " ") for name, text in found.items() if text == "skipped"]
     if bad:
-        return _end(result, FAIL, "; ".join(bad))
+        untried = [f"{name}: not tried" for name, *_ in rows if name not in found]
+        return _end(result, FAIL, "; ".join(bad + untried))
     if skipped:
         return _end(result, SKIPPED, f"not tried, nobody at the cabinet: {', '.join(skipped)}")
     return _end(result, PASS, f"FAULT and 0 W within {TRIP_TICKS} ticks of the frame that shows it")

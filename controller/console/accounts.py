@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -158,6 +159,7 @@ class Accounts:
         if role not in ROLES:
             raise AccountError(f"{role!r} is no role: {', '.join(ROLES)}")
         check_password(name, password)
+        made = _made(role, password)  # takes its time: before the others have to wait
         with self._locked():
             book = self._read()
             if first and book.users:
@@ -168,7 +170,7 @@ class Accounts:
                 raise AccountError(f"user {name} exists")
             if len(book.users) >= MAX_USERS:
                 raise AccountError(f"{MAX_USERS} accounts exist, more are not kept")
-            book.users[name] = _made(role, password)
+            book.users[name] = made
             self._write(book)
 
     def remove(self, name: str) -> None:
@@ -241,10 +243,10 @@ class Accounts:
         except AccountError:
             self._here = failures
 
-    def verify(self, name: str, password: str) -> bool:
-        """A password once more, of somebody who is logged in (a signature); no lock-out."""
-        user = self._read().users.get(name)
-        return _fits(user if user is not None else _NOBODY, password) and user is not None
+
+def wait_words(left_s: float) -> str:
+    """What somebody is told who has to wait."""
+    return f"wait {math.ceil(left_s)} s before the next try; until then even the right one is refused"
 
 
 def _line_key(line: str) -> str:

@@ -13,39 +13,27 @@ from controller.console import look
 from controller.console.commands import Command
 from controller.console.context import Context, Refused
 from controller.console.standing import alarms
-from controller.console.trend import parse_span
-from controller.instance import InstanceError
-from controller.problems import SiteError
+from controller.console.trend import split_for
 from controller.settings import in_unit
 
 FORCE = "force"
-LIMIT_DEFAULT_S = 3600.0
 
 
 def _split(words: list[str]) -> tuple[list[str], float | None, bool]:
     """(what is left, seconds after `for`, was `force` said)."""
-    words, force = [w for w in words if w.lower() != FORCE], any(w.lower() == FORCE for w in words)
-    lower = [w.lower() for w in words]
-    if "for" not in lower:
-        return words, None, force
-    at = lower.index("for")
-    if at == len(words) - 1:
-        raise Refused("for how long? write `for 10min`")
-    return words[:at], parse_span("".join(words[at + 1 :])), force
+    force = any(w.lower() == FORCE for w in words)
+    return *split_for([w for w in words if w.lower() != FORCE]), force
 
 
 def _power(ctx: Context, words: list[str]) -> float:
     _, _, site = ctx.running()
-    try:
-        return operate.parse_power(" ".join(words).replace(" ", ""), site)
-    except SiteError as e:
-        raise Refused(str(e)) from None
+    return operate.parse_power("".join(words), site)
 
 
 def _free(ctx: Context, image: Any, force: bool) -> None:
     """Refused where somebody else's setpoint stands and `force` was not said."""
     now = operate.word(image, ctx.clock)
-    if now is None or force:
+    if now is None or force or now.id == ctx.given:
         return
     who = author(ctx, now.id)
     if who.partition(" ")[0] != ctx.user:
@@ -59,13 +47,6 @@ def author(ctx: Context, number: int) -> str:
             return str(store.author(number) or "")
     except Refused:
         return ""
-
-
-def _carry_out(what: Any) -> int:
-    try:
-        return int(what())
-    except InstanceError as e:
-        raise Refused(str(e)) from None
 
 
 def _warn(ctx: Context) -> Iterable[str]:
@@ -87,31 +68,29 @@ def hold(ctx: Context, words: list[str]) -> Iterable[str]:
     """Battery at a power until its lease ends."""
     words, for_s, force = _split(words)
     value_w = _power(ctx, words or ["0"])
-    try:
-        lease_s = operate.parse_lease(for_s)
-    except SiteError as e:
-        raise Refused(str(e)) from None
+    lease_s = operate.parse_lease(for_s)
     instance, image, _ = ctx.writable()
     _free(ctx, image, force or value_w == 0.0)
-    number = _carry_out(lambda: operate.hold(instance, image, value_w, lease_s, ctx.clock, ctx.author))
+    number = operate.hold(instance, image, value_w, lease_s, ctx.clock, ctx.author)
     ctx.drop()
-    yield f"command {number}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s or until `release`; limits stay in force"
+    ctx.given = number
+    yield f"{operate.named(number)}: battery held at {value_w / 1e3:+.1f} kW for {lease_s:.0f} s or until `release`; limits stay in force"
     yield from _warn(ctx)
 
 
 def release(ctx: Context, words: list[str]) -> Iterable[str]:
     """The operator's slot emptied."""
-    words, _, force = _split(words)
-    if words:
+    words, for_s, force = _split(words)
+    if words or for_s is not None:
         raise Refused("usage: release [force]")
     instance, image, _ = ctx.writable()
     if operate.word(image, ctx.clock) is None:
         yield "the operator's slot is empty: the battery follows the load"
         return
     _free(ctx, image, force)
-    number = _carry_out(lambda: operate.release(instance, image, ctx.clock, ctx.author))
+    number = operate.release(instance, image, ctx.clock, ctx.author)
     ctx.drop()
-    yield f"command {number}: released; the battery follows the load"
+    yield f"{operate.named(number)}: released; the battery follows the load"
     yield from _warn(ctx)
 
 
@@ -119,7 +98,7 @@ def setpoint(ctx: Context, words: list[str]) -> Iterable[str]:
     """A setpoint that lives as long as this log-in."""
     words, for_s, force = _split(words)
     if for_s is not None:
-        raise Refused("a setpoint ends with this log-in, at a time of its own ends `hold`: hold 20kW for 10min")
+        raise Refused("a setpoint ends with this log-in; what ends at a time of its own is a hold: `hold 20kW for 10min`")
     if [w.lower() for w in words] == ["off"]:
         yield from release(ctx, [FORCE] if force else [])
         return
@@ -128,11 +107,12 @@ def setpoint(ctx: Context, words: list[str]) -> Iterable[str]:
     kind = operate.SP_BASE if on_grid else operate.SP_HOLD
     instance, image, _ = ctx.writable()
     _free(ctx, image, force)
-    number = _carry_out(lambda: operate.setpoint(instance, image, kind, value_w, ctx.clock, ctx.author))
-    ctx.keep(image, number)
+    number = operate.setpoint(instance, image, kind, value_w, ctx.clock, ctx.author)
+    ctx.keep(image, number, "operator")
+    ctx.given = number
     what = f"grid import is moved by {value_w / 1e3:+.1f} kW" if on_grid else f"battery at {value_w / 1e3:+.1f} kW"
     ctx.presence.holds(f"setpoint: {what}")
-    yield f"command {number}: {what}, until `setpoint off`, log-out, or {operate.SESSION_LEASE_S:.0f} s after this line is lost"
+    yield f"{operate.named(number)}: {what}, until `setpoint off` or log-out; this log-in ends {ctx.ends_with_line()}"
     yield from _warn(ctx)
 
 
@@ -153,21 +133,18 @@ def _limit(name: str) -> Any:
             low, high = (value, lim["soc_max"]) if name == "soc_min" else (lim["soc_min"], value)
             if not low < high:
                 raise Refused(f"soc_min {low:g} is not below soc_max {high:g}: the battery could do nothing; use `mode standby` for that")
-        try:
-            lease_s = operate.parse_lease(for_s if for_s is not None else LIMIT_DEFAULT_S)
-        except SiteError as e:
-            raise Refused(str(e)) from None
+        lease_s = operate.parse_lease(for_s)
         instance, image, _ = ctx.writable()
         stands = operate.standing_limits(image, ctx.clock).get(key)
         if stands is not None and not force and (value < stands if name == "soc_min" else value > stands):
             raise Refused(f"an operator has set {name} to {stands:g}, which is tighter: add the word `force` to loosen it, or `limit off`")
-        number = _carry_out(lambda: operate.limit(instance, image, {key: value}, lease_s, ctx.clock, ctx.author))
+        number = operate.limit(instance, image, {key: value}, lease_s, ctx.clock, ctx.author)
         shown = look.kw(value) if unit else f"{100 * value:.1f} %"
         lease_s = (image.operator_limits()["lease_until_ns"] - ctx.clock.monotonic_ns()) / 1e9
         others = [k for k in operate.standing_limits(image, ctx.clock) if k != key]
         if others:
             yield f"with it stand {', '.join(others)}; all of them have one lease, the longest asked for: `limit off` ends them together"
-        yield f"command {number}: {name} {shown} for {lease_s:.0f} s or until `limit off`; it tightens the site's limit, never loosens it"
+        yield f"{operate.named(number)}: {name} {shown} for {lease_s:.0f} s or until `limit off`; it only ever tightens the site's limit"
         yield from _warn(ctx)
 
     return run
@@ -176,8 +153,9 @@ def _limit(name: str) -> Any:
 def limit_off(ctx: Context, words: list[str]) -> Iterable[str]:
     """The operator's limits end."""
     instance, image, _ = ctx.writable()
-    number = _carry_out(lambda: operate.limit(instance, image, {}, 0.0, ctx.clock, ctx.author))
-    yield f"command {number}: no operator's limits any more; the site's and the supervisor's are in force"
+    number = operate.limit(instance, image, {}, 0.0, ctx.clock, ctx.author)
+    yield f"{operate.named(number)}: no operator's limits any more; the site's and the supervisor's are in force"
+    yield from _silent(ctx)
 
 
 # ---------------------------------------------------------------- mode, faults, records
@@ -186,35 +164,41 @@ def limit_off(ctx: Context, words: list[str]) -> Iterable[str]:
 def standby(ctx: Context, words: list[str]) -> Iterable[str]:
     """Ramp to 0 and stay."""
     instance, image, _ = ctx.writable()
-    number = _carry_out(lambda: operate.park(instance, image, True, ctx.clock, ctx.author))
-    yield f"command {number}: ramping to 0 W, then the PCS goes to standby and stays there until `mode auto`"
+    number = operate.park(instance, image, True, ctx.clock, ctx.author)
+    yield f"{operate.named(number)}: ramping to 0 W, then the PCS goes to standby and stays there until `mode auto`"
     yield from _silent(ctx)
 
 
 def auto(ctx: Context, words: list[str]) -> Iterable[str]:
     """Start again."""
     instance, image, _ = ctx.writable()
-    number = _carry_out(lambda: operate.park(instance, image, False, ctx.clock, ctx.author))
-    yield f"command {number}: the start sequence runs; `status` shows how far it is"
+    number = operate.park(instance, image, False, ctx.clock, ctx.author)
+    yield f"{operate.named(number)}: the start sequence runs; `status` shows how far it is"
     yield from _silent(ctx)
 
 
 def reset(ctx: Context, words: list[str]) -> Iterable[str]:
     """A latched FAULT ends once its causes are gone."""
     instance, image, _ = ctx.writable()
-    number = _carry_out(lambda: operate.reset(instance, image, ctx.clock, ctx.author))
-    yield f"command {number}: reset asked; FAULT ends when its causes are gone (`alarms` names them)"
+    number = operate.reset(instance, image, ctx.clock, ctx.author)
+    yield f"{operate.named(number)}: reset asked; FAULT ends when its causes are gone (`alarms` names them)"
     yield from _silent(ctx)
 
 
 def ack(ctx: Context, words: list[str]) -> Iterable[str]:
     """Seen."""
     wanted = words[0].lower()
-    known = [a.id for a in alarms(ctx)]
-    if wanted != "all" and wanted not in known:
-        raise Refused(f"there is no alarm {wanted}" + (f"; here are: {', '.join(known)}" if known else ""))
-    ctx.audit("ack", wanted)
-    yield f"seen: {wanted if wanted != 'all' else ', '.join(known) or 'nothing stands'}. What stands stands until its cause is gone"
+    found = alarms(ctx)
+    if wanted != "all" and wanted not in [a.id for a in found]:
+        raise Refused(f"there is no alarm {wanted}" + (f"; here are: {', '.join(a.id for a in found)}" if found else ""))
+    seen = [a.id for a in found if (not a.acked_by if wanted == "all" else a.id == wanted)]
+    if not seen:
+        yield "nothing to acknowledge: no alarm stands that nobody has seen"
+        return
+    # By name, also for "all": what no supervisor has written down is acknowledged with the rest.
+    if not ctx.audit("ack", ", ".join(seen)):
+        raise Refused(f"the audit trail takes nothing, and it alone keeps who has seen what: not done ({ctx.store_path})")
+    yield f"seen: {', '.join(seen)}. What stands stands until its cause is gone"
 
 
 def _ack_names(ctx: Context, words: list[str]) -> Iterable[str]:
@@ -224,10 +208,7 @@ def _ack_names(ctx: Context, words: list[str]) -> Iterable[str]:
 def freeze(ctx: Context, words: list[str]) -> Iterable[str]:
     """The last 60 s kept."""
     instance, _, _ = ctx.running()
-    try:
-        where = operate.freeze(instance)
-    except InstanceError as e:
-        raise Refused(str(e)) from None
+    where = operate.freeze(instance)
     ctx.audit("freeze", where)
     yield where
 

@@ -8,26 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from controller import desk
-from controller.console.accounts import ROLES, AccountError
+from controller.console.accounts import ROLES, wait_words
 from controller.console.commands import Command
-from controller.console.context import Context, Refused
-from controller.console.line import Cancelled, LoggedOut
-from controller.console.trend import parse_span
-from controller.instance import InstanceError
+from controller.console.context import Context, Refused, wrap
+from controller.console.line import Cancelled, Idle, LoggedOut, Noise
+from controller.console.trend import split_for
 from controller.problems import Problem
 from controller.settings import SETTINGS, range_text
 
 TRY_S = 60.0
-MAX_LOADED = 200
+MAX_LOADED, MOST_WRONG = 200, 10
 
 
 def ask(ctx: Context, request: dict[str, Any]) -> dict[str, Any]:
     """The parent's answer. Raises Refused with its problems, one a line."""
     instance, _, _ = ctx.running()
-    try:
-        got = desk.ask(instance, request)
-    except InstanceError as e:
-        raise Refused(str(e)) from None
+    got = desk.ask(instance, request)
     if not got.get("ok"):
         raise Refused("\n".join(Problem(**p).line() for p in got.get("problems", ())) or "refused without a reason")
     return got
@@ -70,10 +66,8 @@ def _pending(got: dict[str, Any]) -> Iterable[str]:
 
 def put(ctx: Context, words: list[str]) -> Iterable[str]:
     """A trial: in force for 60 s unless confirmed."""
-    seconds = TRY_S
-    lower = [w.lower() for w in words]
-    if len(words) > 2 and lower[-2] == "for":
-        seconds, words = parse_span(words[-1]), words[:-2]
+    words, for_s = split_for(words)
+    seconds = TRY_S if for_s is None else for_s
     changes: dict[str, str] = {}
     if words and "=" not in words[0]:
         if len(words) < 2 or any("=" in word for word in words):
@@ -139,41 +133,58 @@ def diff(ctx: Context, words: list[str]) -> Iterable[str]:
 
 
 def dump(ctx: Context, words: list[str]) -> Iterable[str]:
-    """Every setting as a line that `settings load` reads; with a path: a site file."""
-    if words:
-        got = ask(ctx, {"do": "save", "who": ctx.author, "path": words[0]})
-        yield f"wrote {got['path']}" + ("; what is on trial stands in it" if got.get("trial") else "")
-        return
-    got = ask(ctx, {"do": "settings"})
-    for key, value in got["values"].items():
+    """Every setting as a line that `settings load` reads."""
+    for key, value in ask(ctx, {"do": "settings"})["values"].items():
         text = f'"{value}"' if isinstance(value, str) else f"{value:.10g}" if isinstance(value, float) else str(value)
         yield f"{key} = {text}"
+
+
+def save(ctx: Context, words: list[str]) -> Iterable[str]:
+    """The settings in force as a site file."""
+    got = ask(ctx, {"do": "save", "who": ctx.author, "path": words[0]})
+    yield f"wrote {got['path']}" + ("; what is on trial stands in it" if got.get("trial") else "")
 
 
 def load(ctx: Context, words: list[str]) -> Iterable[str]:
     """Lines `key = value`, pasted, as one trial: all of them or none."""
     ctx.line.say("paste lines such as `grid.import_limit_w = 440000`; a line with a dot alone ends it, Ctrl-C forgets it")
-    changes: dict[str, str] = {}
-    for _ in range(MAX_LOADED + 1):
-        text = ctx.line.read_line("").strip()
-        if text == ".":
-            break
-        if not text or text.startswith("#"):
-            continue
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise Refused(f"{text[:60]!r} is no line `key = value`; nothing was changed")
-        try:
-            changes[key.strip()] = " ".join(shlex.split(value, comments=True))
-        except ValueError as e:
-            raise Refused(f"{text[:60]!r}: {e}; nothing was changed") from None
-    else:
-        raise Refused(f"more than {MAX_LOADED} lines; nothing was changed")
+    changes, wrong = _judged(_pasted(ctx))
+    if wrong:
+        raise Refused("\n".join([*wrong[:MOST_WRONG], *(["and more"] if len(wrong) > MOST_WRONG else ()), "nothing was changed"]))
     before = ask(ctx, {"do": "settings"})["values"]
     changes = {k: v for k, v in changes.items() if k not in before or _differs(before[k], v)}
     if not changes:
         return ["nothing differs from what is in force"]
     return _try(ctx, changes, TRY_S)
+
+
+def _pasted(ctx: Context) -> list[str]:
+    """What comes before the dot. All of it is read before any of it is judged: the rest of a paste must not reach the prompt, where
+    each line would be a command.
+    """
+    lines: list[str] = []
+    while (text := ctx.line.read_line().strip()) != ".":
+        if text and not text.startswith("#") and len(lines) <= MAX_LOADED:
+            lines.append(text)
+    return lines
+
+
+def _judged(lines: list[str]) -> tuple[dict[str, str], list[str]]:
+    """(settings as they were typed, what is wrong with them)."""
+    changes: dict[str, str] = {}
+    wrong = [f"more than {MAX_LOADED} lines"] if len(lines) > MAX_LOADED else []
+    for text in lines:
+        key, sign, value = text.partition("=")
+        try:
+            words = shlex.split(value, comments=True)
+        except ValueError:
+            wrong.append(f"{text[:60]!r}: a quote is opened and not closed")
+            continue
+        if not sign or not key.strip() or not words:
+            wrong.append(f"{text[:60]!r} is no line `key = value`")
+        else:
+            changes[key.strip()] = " ".join(words)
+    return changes, wrong
 
 
 def _differs(before: Any, text: str) -> bool:
@@ -209,7 +220,7 @@ def user_add(ctx: Context, words: list[str]) -> Iterable[str]:
     if role not in ROLES:
         raise Refused(f"{role} is no role: {', '.join(ROLES)}")
     password = _new_password(ctx, name)
-    _account(lambda: ctx.accounts.add(name, role, password))
+    ctx.accounts.add(name, role, password)
     ctx.audit("user add", f"{name}, {role}")
     yield f"{name} may log in as {role}"
 
@@ -217,9 +228,19 @@ def user_add(ctx: Context, words: list[str]) -> Iterable[str]:
 def user_remove(ctx: Context, words: list[str]) -> Iterable[str]:
     """An account less."""
     name = words[0].lower()
-    _account(lambda: ctx.accounts.remove(name))
+    ctx.accounts.remove(name)
     ctx.audit("user remove", name)
-    yield f"{name} may log in no more; a session that stands may do nothing more"
+    yield f"{name} may log in no more; a session that stands may do nothing more, and a setpoint it gave ends"
+
+
+def _prove(ctx: Context) -> None:
+    """The old password, under the lock-out of a log-in: whoever sits down at an open session must not guess here faster than there."""
+    old = ctx.line.read_line("old password: ", mask=True)
+    line, wall_s = ctx.presence.own.line, ctx.clock.wall_s()
+    if ctx.accounts.log_in(ctx.user, old, line, wall_s) is None:
+        ctx.audit("passwd refused", "the old password was not given")
+        left_s = ctx.accounts.wait_s(ctx.user, line, wall_s)
+        raise Refused("that is not it: nothing was changed" + (f"; {wait_words(left_s)}" if left_s > 0 else ""))
 
 
 def passwd(ctx: Context, words: list[str]) -> Iterable[str]:
@@ -227,19 +248,14 @@ def passwd(ctx: Context, words: list[str]) -> Iterable[str]:
     name = words[0].lower() if words else ctx.user
     if name != ctx.user and ctx.accounts.role(ctx.user) != "engineer":
         raise Refused("another's password needs the role engineer")
-    if name == ctx.user and not ctx.accounts.verify(name, ctx.line.read_line("old password: ", mask=True)):
-        raise Refused("that is not it: nothing was changed")
+    if ctx.accounts.role(name) is None:
+        raise Refused(f"there is no user {name}")
+    if name == ctx.user:
+        _prove(ctx)
     password = _new_password(ctx, name)
-    _account(lambda: ctx.accounts.set_password(name, password))
+    ctx.accounts.set_password(name, password)
     ctx.audit("passwd", name)
     yield "changed"
-
-
-def _account(what: Any) -> None:
-    try:
-        what()
-    except AccountError as e:
-        raise Refused(str(e)) from None
 
 
 # ---------------------------------------------------------------- processes, virtual cabinet, commissioning
@@ -278,8 +294,6 @@ class _Talk:
         self.ctx = ctx
 
     def say(self, text: str = "") -> None:
-        from controller.console.context import wrap
-
         for part in text.split("\n"):
             for line in wrap(part, self.ctx.line.width):
                 self.ctx.line.say(line)
@@ -298,8 +312,8 @@ class _Talk:
                 if found is not None:
                     return found
                 self.say(f"one of {', '.join(choices)}")
-        except (Cancelled, LoggedOut):
-            raise Interrupted("Ctrl-C") from None
+        except (Cancelled, LoggedOut) as e:
+            raise Interrupted("Ctrl-C" if isinstance(e, Cancelled) else "Ctrl-D") from None
 
     def wait(self, seconds: float, note: str = "") -> None:
         from controller.commission.talk import Interrupted
@@ -328,14 +342,16 @@ def commission(ctx: Context, words: list[str]) -> None:
     busy = [s for s in ctx.presence.others() if s.holds == "test"]
     if busy:
         raise Refused(f"{busy[0].user} on {busy[0].line} is at it")
+    talk, maps = _Talk(ctx), remembered(Path(instance.directory), site) or []
+    rig = Rig(instance, image, site, maps, ctx.clock, talk, author=ctx.author, ask_desk=lambda request: desk.ask(instance, request))
     held = ctx.presence.own.holds
     ctx.presence.holds("test")
     ctx.audit("test", " ".join(words) or "guided commissioning")
     idle_s, ctx.line.idle_s = ctx.line.idle_s, max(ctx.line.idle_s, 3600.0) if ctx.line.idle_s else 0.0
     try:
-        talk, maps = _Talk(ctx), remembered(Path(instance.directory), site) or []
-        rig = Rig(instance, image, site, maps, ctx.clock, talk, author=ctx.author, ask_desk=lambda request: desk.ask(instance, request))
         results = Results.of(site.name)
+        if results.note:
+            talk.say(results.note)
         if what == "list":
             guide.overview(rig, results, talk)
         elif what == "report":
@@ -343,7 +359,10 @@ def commission(ctx: Context, words: list[str]) -> None:
         else:
             guide.run(rig, results, talk, what)
     except Interrupted as e:
-        ctx.line.say(f"stopped ({e}); the battery is released, `test` goes on from here")
+        talk.say(f"stopped ({e}); {rig.parting()}; `test` goes on from here")
+    except (Idle, Noise):
+        talk.say(f"stopped; {rig.parting()}")
+        raise
     except OSError as e:
         raise Refused(f"{e.filename or 'results'}: {e.strerror or e}") from None
     finally:
@@ -354,8 +373,8 @@ def commission(ctx: Context, words: list[str]) -> None:
 ROWS = (
     Command("settings get", "viewer", "[KEY|WORD]", "settings in force, with range and meaning", get, 1, complete=_keys, group="change"),
     Command("settings diff", "viewer", "", "what differs from the defaults, and what is on trial", diff, group="change"),
-    Command("settings dump", "viewer", "", "every setting as a line that `settings load` reads", lambda c, w: dump(c, []), group="change"),
-    Command("settings save", "engineer", "PATH", "the settings in force as a new site file", dump, 1, 1, group="change"),
+    Command("settings dump", "viewer", "", "every setting as a line that `settings load` reads", dump, group="change"),
+    Command("settings save", "engineer", "PATH", "the settings in force as a new site file", save, 1, 1, group="change"),
     Command(
         "settings set",
         "engineer",

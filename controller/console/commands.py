@@ -6,14 +6,20 @@ A line is a command as a whole or not at all: it is parsed to its end before any
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from controller.console.accounts import ROLES, AccountError
 from controller.console.context import Context, Refused
+from controller.instance import InstanceError
+from controller.problems import SiteError
+from controller.trends import TrendError
 
 MAX_WORDS = 24
+SECRETIVE = ("passwd", "user")  # a password that is typed one question too early stands behind these
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,24 @@ class Command:
         return f"{self.name} {self.usage}".rstrip()
 
 
+def _own(words: list[str]) -> list[str]:
+    """The words, without the program's name that a hand from the shell puts before them."""
+    return words[1:] if len(words) > 1 and words[0].lower() == "ballast" else words
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """What the layers below refuse is a refusal of the command, in their words."""
+    try:
+        yield
+    except (InstanceError, AccountError, SiteError, TrendError) as e:
+        raise Refused(str(e)) from None
+    except OSError as e:
+        if e.filename is None:  # no file's: a fault of ours
+            raise
+        raise Refused(f"{e.filename}: {e.strerror}") from None
+
+
 class Table:
     """All commands by name."""
 
@@ -53,9 +77,10 @@ class Table:
         if not text.isprintable():
             raise Refused("the line holds characters that nobody types: not done; type it again")
         try:
-            words = shlex.split(text)
+            words = _own(shlex.split(text))
         except ValueError as e:
-            raise Refused(f"{e}: not done") from None
+            why = "a quote (' or \") is opened and not closed" if "quot" in str(e) else "a backslash stands at the end"
+            raise Refused(f"{why}: not done") from None
         if len(words) > MAX_WORDS:
             raise Refused(f"{len(words)} words are no command; at most {MAX_WORDS}")
         for count in (2, 1):
@@ -63,13 +88,29 @@ class Table:
             if row is not None and len(words) >= count:
                 rest = words[count:]
                 if not row.least <= len(rest) <= row.most:
-                    raise Refused(f"usage: {row.line}")
+                    raise Refused(self._usage(row))
                 return row, rest
         raise Refused(self._unknown(words))
 
-    def _unknown(self, words: list[str]) -> str:
-        import difflib
+    def _usage(self, row: Command) -> str:
+        """All ways to say it: `limit` alone is a command, and so is each `limit ...`."""
+        ways = [row.line] if " " in row.name else [other.line for name, other in self.rows.items() if name.partition(" ")[0] == row.name]
+        return f"usage: {ways[0]}" if len(ways) == 1 else "\n".join(["usage, one of:", *(f"  {way}" for way in ways)])
 
+    def written(self, text: str) -> str:
+        """What trail, log and history may hold of a typed line: of a command about accounts, or what looks like one mistyped, the
+        first word alone.
+        """
+        words = _own(text.split())
+        if len(words) < 2:
+            return text
+        first = words[0].lower()
+        known = {name.partition(" ")[0] for name in self.rows} - set(SECRETIVE)
+        if first not in known and difflib.get_close_matches(first, (*SECRETIVE, "password"), n=1, cutoff=0.5):
+            return f"{words[0]} ..."
+        return text
+
+    def _unknown(self, words: list[str]) -> str:
         first = words[0].lower()
         below = sorted(name for name in self.rows if name.startswith(first + " "))
         if below:
@@ -83,22 +124,20 @@ class Table:
         if got is None:
             return
         row, words = got
-        try:
-            role = ctx.accounts.role(ctx.user)
-        except AccountError:  # a damaged file: who is here goes on as what they logged in
-            role = ctx.presence.own.role
+        role = ctx.role()
         if role is None:
             raise Refused(f"the account {ctx.user} is gone; log out")
         if not self.may(role, row):
             raise Refused(f"`{row.name}` needs the role {row.role}; {ctx.user} is {role}")
         ctx.refresh()
-        lines = row.run(ctx, words)
-        if lines is not None:
-            ctx.page(lines)
+        with _refusing():
+            lines = row.run(ctx, words)
+            if lines is not None:
+                ctx.page(lines)
 
     def candidates(self, ctx: Context, before: str) -> list[str]:
         """What may follow the whole words of `before`, for completion."""
-        words = before.split()
+        words = _own([*before.split(), ""])[:-1]
         role = ctx.presence.own.role
         rows = [row for row in self.rows.values() if self.may(role, row)]
         found = {
@@ -108,7 +147,8 @@ class Table:
             row = self.rows.get(" ".join(words[:count]))
             if row is not None and len(words) >= count and row.complete is not None and self.may(role, row):
                 ctx.refresh()
-                found |= set(row.complete(ctx, words[count:]))
+                with contextlib.suppress(Refused), _refusing():  # whoever is typing has no use for it
+                    found |= set(row.complete(ctx, words[count:]))
                 break
         return sorted(found)
 

@@ -11,34 +11,40 @@ import queue
 import sqlite3
 import textwrap
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from controller import desk, operate
 from controller import instance as instances
-from controller import operate
 from controller.build import site_from
 from controller.clock import Clock
-from controller.console.accounts import AccountError, Accounts
+from controller.console.accounts import ROLES, AccountError, Accounts
 from controller.console.line import Cancelled, Line, LoggedOut
 from controller.console.presence import Presence
 from controller.instance import Instance, InstanceError
 from controller.site import Site
+from controller.status import FRESH_NS
 from controller.store import TYPED, Store
 
 RENEW_S = 1.0
-FRESH_S = 0.5  # older: control does not tick, and nothing of it is now
+FRESH_S = FRESH_NS / 1e9  # older: control does not tick, and nothing of it is now
 HISTORY_NAME = "history.sqlite"
 
 
-def note(path: Path, run: int, wall_s: float, who: str, command: str, text: str) -> None:
-    """One row of a person's doing in the audit trail, on the disk when this returns; a disk that takes nothing stops nobody."""
-    with contextlib.suppress(OSError, sqlite3.Error, ValueError):
+def note(path: Path, run: int, wall_s: float, who: str, command: str, text: str) -> bool:
+    """One row of a person's doing in the audit trail, on the disk when this returns; False where the disk takes nothing, which stops
+    nobody.
+    """
+    try:
         store = Store(path, run)
         try:
             store.add_audit(wall_s, who, command, None, None, text)
         finally:
             store.close()
+    except (OSError, sqlite3.Error, ValueError):
+        return False
+    return True
 
 
 class Refused(Exception):
@@ -56,6 +62,7 @@ class Context:
         self.site: Site | None = None
         self.why_not = ""  # why there is no instance
         self.keeper: Keeper | None = None
+        self.given: int | None = None  # id of the last hold or setpoint of this log-in: ours, also where no trail tells
         self.standing: dict[str, str] = {}  # faults that this person has been told of: id -> text
         self.trial: tuple[int, int] | None = None  # id of our settings on trial, and when it goes back by itself
         self.trial_values: dict[str, Any] = {}
@@ -67,6 +74,15 @@ class Context:
     def user(self) -> str:
         """Who is logged in."""
         return self.presence.own.user
+
+    def role(self) -> str | None:
+        """The role of now, not that of the log-in; None where the account is gone. While its file is damaged, whoever is here goes on
+        as what they logged in.
+        """
+        try:
+            return self.accounts.role(self.user)
+        except AccountError:
+            return self.presence.own.role
 
     @property
     def author(self) -> str:
@@ -99,12 +115,9 @@ class Context:
         return self.instance, self.image, self.site
 
     def writable(self) -> tuple[Instance, Any, Site]:
-        """As `running`, with an image that may be written."""
+        """As `running`, with an image that may be written. Raises InstanceError besides."""
         instance, _, site = self.running()
-        try:
-            return instance, instances.open_image(instance, writable=True), site
-        except InstanceError as e:
-            raise Refused(str(e)) from None
+        return instance, instances.open_image(instance, writable=True), site
 
     def latest(self) -> dict[str, Any]:
         """The newest tick; Refused before the first."""
@@ -185,8 +198,9 @@ class Context:
     def news(self) -> Iterable[str]:
         """What a person should hear before the next prompt."""
         if self.keeper is not None and self.keeper.lost:
+            why = self.keeper.lost
             self.drop()
-            yield "your setpoint is no longer in force: another one took its place, or control was away for longer than its lease"
+            yield f"your setpoint is no longer in force: {why}"
         from controller.console import standing  # it works on a Context
 
         self.refresh()
@@ -194,11 +208,10 @@ class Context:
             self.drop()
             yield "the site has ended, or was started anew: your setpoint ended with it"
         if self.trial is not None and self.trial_left_s() <= 0:
-            yield self._how_the_trial_ended()
-        with contextlib.suppress(AccountError):  # a damaged file is no reason to throw out who is here
-            if self.accounts.role(self.user) is None:
-                self.line.say("this account has been removed")
-                raise LoggedOut
+            yield self._how_the_trial_ended(self.trial[0])
+        if self.role() is None:
+            self.line.say("this account has been removed")
+            raise LoggedOut
         now = standing.now_standing(self)
         for fault, text in now.items():
             if fault not in self.standing:
@@ -208,17 +221,14 @@ class Context:
                 yield f"{fault} is gone"
         self.standing = now
 
-    def _how_the_trial_ended(self) -> str:
+    def _how_the_trial_ended(self, number: int) -> str:
         """By the parent's word, which alone knows: somebody else may have confirmed it."""
-        from controller import desk
-
-        assert self.trial is not None
-        number, _ = self.trial
         wanted, self.trial = self.trial_values, None
-        try:
-            assert self.instance is not None
-            got = desk.ask(self.instance, {"do": "settings"})
-        except (InstanceError, AssertionError):
+        got: dict[str, Any] = {}
+        with contextlib.suppress(InstanceError):
+            if self.instance is not None:
+                got = desk.ask(self.instance, {"do": "settings"})
+        if not got:
             return "your settings on trial: the parent does not answer, so nobody can tell whether they are still in force"
         pending = got.get("pending")
         if pending and pending["id"] == number:
@@ -229,17 +239,23 @@ class Context:
             return "your settings are no longer on trial: somebody has confirmed them"
         return "the settings on trial were not confirmed in time: the old values are back"
 
+    def ends_with_line(self) -> str:
+        """When a log-in on this line ends that nobody ends; in words."""
+        if self.line.wire.tells_loss:
+            return "at once when this line is lost"
+        return f"{self.line.idle_s / 60:g} min after the last key: this cable shows no carrier, so nobody notices when it is pulled"
+
     def trial_left_s(self) -> float:
         """Until our settings on trial go back."""
         return 0.0 if self.trial is None else max(0.0, (self.trial[1] - self.clock.monotonic_ns()) / 1e9)
 
     # ---- the audit trail
 
-    def audit(self, command: str, text: str) -> None:
-        """A command with its author, on the disk when this returns; a disk that takes nothing stops nobody."""
+    def audit(self, command: str, text: str) -> bool:
+        """A command with its author, as `note`."""
         instance = self.instance  # another thread may find that it has gone
         path, run = (Path(instance.store), instance.run) if instance is not None else (self.state / HISTORY_NAME, 0)
-        note(path, run, self.clock.wall_s(), self.author, command, text)
+        return note(path, run, self.clock.wall_s(), self.author, command, text)
 
     def typed(self, text: str, *, refused: bool = False) -> None:
         """What was typed, for the trail; later, so that nobody waits for a disk to see a prompt."""
@@ -252,10 +268,15 @@ class Context:
 
     # ---- what ends with the log-in
 
-    def keep(self, image: Any, number: int) -> None:
-        """Renews the setpoint of that id until log-out."""
+    def keep(self, image: Any, number: int, least_role: str) -> None:
+        """Renews the setpoint of that id until log-out, or until the account has that role no more."""
+
+        def may() -> bool:
+            role = self.role()
+            return role is not None and ROLES.index(role) >= ROLES.index(least_role)
+
         self.drop()
-        self.keeper = Keeper(image, number, self.clock, self.instance.run if self.instance is not None else 0)
+        self.keeper = Keeper(image, number, self.clock, self.instance.run if self.instance is not None else 0, may)
         self.keeper.start()
 
     def drop(self) -> None:
@@ -280,21 +301,28 @@ class Context:
 
 
 class Keeper(threading.Thread):
-    """Renews one setpoint once a second; ends by itself when another one stands in its place."""
+    """Renews one setpoint once a second; ends by itself when another one stands in its place, or who gave it may no more (`may`).
+    `lost`: why, empty while it is renewed.
+    """
 
-    def __init__(self, image: Any, number: int, clock: Clock, run: int = 0) -> None:
+    def __init__(self, image: Any, number: int, clock: Clock, run: int = 0, may: Callable[[], bool] = lambda: True) -> None:
         super().__init__(name="setpoint", daemon=True)
-        self.image, self.number, self.clock, self.run_number = image, number, clock, run
-        self.lost = False
+        self.image, self.number, self.clock, self.run_number, self.may = image, number, clock, run, may
+        self.lost = ""
         self._stop_asked = threading.Event()
 
     def run(self) -> None:
         """The thread's work."""
-        while not self._stop_asked.wait(RENEW_S):
+        while not self.lost and not self._stop_asked.wait(RENEW_S):
             with contextlib.suppress(InstanceError):  # somebody else is writing: the next second
-                if not operate.renew(self.image, self.number, self.clock):
-                    self.lost = True
-                    return
+                self.renew()
+
+    def renew(self) -> None:
+        """Three more seconds, or `lost`. Raises InstanceError."""
+        if not self.may():
+            self.lost = "this account may give none any more"
+        elif not operate.renew(self.image, self.number, self.clock):
+            self.lost = "another one took its place, or control was away for longer than its lease"
 
     def end(self) -> None:
         """Renews no more."""

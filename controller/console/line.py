@@ -63,6 +63,7 @@ class Wire(Protocol):
     fd_out: int
     name: str
     baud: int | None  # None: as fast as it goes
+    tells_loss: bool  # False: a cable that shows no carrier, and looks the same with nobody at its other end
 
     def carrier(self) -> bool:
         """False once a carrier that was there has gone."""
@@ -96,7 +97,6 @@ class Line:
         self.vt, self.utf8, self.colour = vt, utf8, vt
         self.width, self.height = DEFAULT_SIZE
         self.idle_s = 0.0
-        self.sent = 0  # bytes, for those who count them
         self._typed_ns = clock.monotonic_ns()
         self._window_ns, self._window, self._odd = 0, 0, 0
         self._looked_ns = 0
@@ -124,7 +124,6 @@ class Line:
                 continue
             except OSError as e:
                 raise Gone(e.strerror or "write failed") from None
-            self.sent += n
             view, moved_ns = view[n:], self.clock.monotonic_ns()
 
     def say(self, text: str = "") -> None:
@@ -201,12 +200,12 @@ class Line:
         self._kept = data + self._kept
 
     def key(self, seconds: float) -> str:
-        """One key within that time ("" none): a character, or "up", "down", "esc" for what begins with ESC."""
+        """One key within that time ("" none): a character, or "esc" for what begins with ESC."""
         data = self.read(seconds)
         if not data:
             return ""
         if data[:1] == b"\x1b":
-            return {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1b[5~": "page up", b"\x1b[6~": "page down"}.get(data[:4].rstrip(b"\x00"), "esc")
+            return "esc"
         self._kept = data[1:]
         return chr(data[0]) if data[0] < 0x80 else "?"
 
@@ -217,20 +216,17 @@ class Line:
             while self.read(0):
                 pass
 
-    def read_line(self, prompt: str = "", *, mask: bool = False, seconds: float = 0.0) -> str:
+    def read_line(self, prompt: str = "", *, mask: bool = False) -> str:
         """A line typed with Backspace and Ctrl-U; echoed (stars where `mask`). For log-in, questions and terminals that
         know no cursor.
 
-        Raises Gone, Idle (also after `seconds` of silence, where given), Noise, Cancelled (Ctrl-C), LoggedOut (Ctrl-D on an
-        empty line).
+        Raises Gone, Idle, Noise, Cancelled (Ctrl-C), LoggedOut (Ctrl-D on an empty line).
         """
         self.write(prompt)
         text = bytearray()
         escape = False
         while True:
-            data = self.read(seconds or 3600.0)
-            if not data and seconds:
-                raise Idle
+            data = self.read(3600.0)
             for at, byte in enumerate(data):
                 if escape and byte >= 0x20:  # ESC [ ... letter: arrows and answers of the terminal are no text
                     escape = not (0x40 <= byte <= 0x7E and byte != 0x5B)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from _core import image as core
-from controller import explain, operate, status, topdata
+from controller import build, explain, operate, status, topdata, wires
 from controller.clock import utc
 from controller.console import top, trend
 from controller.console.commands import Command
-from controller.console.context import Context, Refused
+from controller.console.context import FRESH_S, Context
 from controller.console.standing import Alarm, alarms
 from controller.instance import alive
 from controller.process import MESSAGES_NAME
@@ -57,7 +57,7 @@ def banner(ctx: Context) -> list[str]:
     if ctx.image.park:
         words = "held in standby by an operator; `mode auto` starts again"
     stale_s = (ctx.clock.monotonic_ns() - row["inp"]["t_ns"]) / 1e9
-    if stale_s > 0.5:
+    if stale_s > FRESH_S:
         lines.append(f"THE NUMBERS BELOW ARE {stale_s:.1f} s OLD: control does not tick.")
     flow = "discharging" if out["batt_p_w"] > 500 else "charging" if out["batt_p_w"] < -500 else "resting"
     soc = f"{100 * out['soc']:.1f} %" if math.isfinite(out["soc"]) else "unknown"
@@ -227,8 +227,9 @@ def _bounds(row: dict[str, Any], image: Any) -> Iterable[str]:
 
 
 def show_buses(ctx: Context, words: list[str]) -> Iterable[str]:
-    """Each bus: its port and its counters."""
-    _, image, site = ctx.running()
+    """Each bus: its port and its counters; its wire and its devices as measured, beside the plan."""
+    instance, image, site = ctx.running()
+    got = wires.collect(image, site, (instance.plan or {}).get("wires"))
     total = (
         "transactions",
         "timeouts",
@@ -248,6 +249,10 @@ def show_buses(ctx: Context, words: list[str]) -> Iterable[str]:
         bad = row["timeouts"] + row["crc_errors"] + row["short_frames"] + row["wrong_unit"]
         share = f"{100 * bad / row['transactions']:.3f} % bad" if row["transactions"] else "nothing sent yet"
         yield f"    {share}: " + ", ".join(f"{row[key]} {key.replace('_', ' ')}" for key in total if row[key] or key == "transactions")
+        told = [(d, wires.device_line(r)) for d, r in got["devices"].items() if r["bus"] == bus.name]
+        yield from (f"    {text}" for text in [wires.bus_line(got["buses"][bus.name]), *(f"{d}: {t}" for d, t in told if t)] if text)
+    yield from filter(None, [wires.meter_line(got)])
+    yield from (f"WARNING {text}" for text in wires.warnings(got, site) + build.held_notes(site))
 
 
 def show_devices(ctx: Context, words: list[str]) -> Iterable[str]:
@@ -276,24 +281,17 @@ def show_devices(ctx: Context, words: list[str]) -> Iterable[str]:
 def show_plan(ctx: Context, words: list[str]) -> Iterable[str]:
     """The bus plan that the site runs on."""
     instance, _, _ = ctx.running()
-    try:
-        yield from (Path(instance.directory) / "plan.txt").read_text().splitlines()
-    except OSError as e:
-        raise Refused(f"{instance.directory}/plan.txt: {e.strerror}") from None
+    yield from (Path(instance.directory) / "plan.txt").read_text().splitlines()
 
 
 def show_log(ctx: Context, words: list[str]) -> Iterable[str]:
     """What the processes said last."""
     instance, _, _ = ctx.running()
     count = int(words[0]) if words and words[0].isdecimal() else LOG_LINES
-    path = Path(instance.directory) / MESSAGES_NAME
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - LOG_BYTES))
-            lines = file.read(LOG_BYTES).decode("utf-8", "replace").splitlines()
-    except OSError as e:
-        raise Refused(f"{path}: {e.strerror}") from None
+    with open(Path(instance.directory) / MESSAGES_NAME, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - LOG_BYTES))
+        lines = file.read(LOG_BYTES).decode("utf-8", "replace").splitlines()
     yield from lines[-max(1, min(count, 500)) :] or ["nothing was said yet"]
 
 
@@ -331,13 +329,12 @@ def show_limit(ctx: Context, words: list[str]) -> Iterable[str]:
     row = ctx.latest()
     _, image, site = ctx.running()
     yield from _stale(ctx)
-    own = image.operator_limits() or {}
-    left_s = (own.get("lease_until_ns", 0) - ctx.clock.monotonic_ns()) / 1e9
+    own = operate.standing_limits(image, ctx.clock)
+    left_s = (image.operator_limits()["lease_until_ns"] - ctx.clock.monotonic_ns()) / 1e9 if own else 0.0
     for name, (key, unit, text) in LIMIT_NAMES.items():
         value = row["lim"][key]
         shown = kw(value) if unit else f"{100 * value:.1f} %"
-        mine = own.get(key, math.inf) if left_s > 0 else math.inf
-        note = f"   set by an operator, another {left_s:.0f} s" if math.isfinite(mine) and mine == value else ""
+        note = f"   set by an operator, another {left_s:.0f} s" if own.get(key) == value else ""
         yield f"{name:<10} {shown:>12}   {text}{note}"
     up, down = (row["lim"][f"ramp_{way}_w_per_s"] / 1e3 for way in ("up", "down"))
     yield f"{'ramp':<10} {up:>7g} kW/s   rise of grid import; fall {down:g} kW/s"
@@ -350,7 +347,7 @@ def show_who(ctx: Context, words: list[str]) -> Iterable[str]:
         own = " (you)" if s.pid == ctx.presence.own.pid else ""
         yield f"{s.user} ({s.role}) on {s.line}{own} since {time_of(s.since_wall_s)}" + (f", holds {s.holds}" if s.holds else "")
     if ctx.image is not None and (now := operate.word(ctx.image, ctx.clock)) is not None:
-        yield f"operator's slot: {now.text}, command {now.id}"
+        yield f"operator's slot: {now.text}, {operate.named(now.id)}"
 
 
 ROWS = (

@@ -20,6 +20,7 @@ from prompt_toolkit.data_structures import Size
 from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.input.base import PipeInput
 from prompt_toolkit.input.posix_pipe import PosixPipeInput
 from prompt_toolkit.output.color_depth import ColorDepth
 from prompt_toolkit.output.vt100 import Vt100_Output
@@ -50,16 +51,23 @@ class _Words(Completer):
 
 
 class _Bytes(io.RawIOBase):
-    """What prompt_toolkit writes, onto the line."""
+    """What prompt_toolkit writes, onto the line. It draws from callbacks that nobody awaits: an error raised there would end
+    nothing, so it is kept for whoever watches, and what is drawn afterwards goes nowhere.
+    """
 
     def __init__(self, line: Line) -> None:
         self.line = line
+        self.gone: Gone | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        self.line.write_bytes(bytes(data))
+        if self.gone is None:
+            try:
+                self.line.write_bytes(bytes(data))
+            except Gone as e:
+                self.gone = e
         return len(data)
 
 
@@ -96,16 +104,33 @@ class _Vt100(Vt100_Output):
         """Both modes of the arrow keys are understood."""
 
 
+class _History(InMemoryHistory):
+    """Without the lines that are not to be kept."""
+
+    def __init__(self, lines: Iterable[str], keeps: Callable[[str], bool]) -> None:
+        super().__init__([line for line in lines if keeps(line)])
+        self.keeps = keeps
+
+    def append_string(self, string: str) -> None:
+        if self.keeps(string):
+            super().append_string(string)
+
+
 class Prompt:
-    """The prompt of one session. `history`: a file of the user's, the newest 200 lines; a disk that keeps none is no error.
-    `news`: what a person should hear at once, above the line that they are typing.
+    """The prompt of one session. `history`: a file of the user's, the newest 200 lines that `keeps` lets in; a disk that keeps none
+    is no error. `news`: what a person should hear at once, above the line that they are typing.
     """
 
     def __init__(
-        self, line: Line, candidates: Callable[[str], Iterable[str]], history: Path | None, news: Callable[[], Iterable[str]] = tuple
+        self,
+        line: Line,
+        candidates: Callable[[str], Iterable[str]],
+        history: Path | None,
+        news: Callable[[], Iterable[str]] = tuple,
+        keeps: Callable[[str], bool] = bool,
     ) -> None:
         self.line, self._file, self._news = line, history, news
-        self._history = InMemoryHistory(_read_history(history))
+        self._history = _History(_read_history(history), keeps)
         self._candidates = candidates
 
     def read(self, text: str) -> str:
@@ -118,36 +143,48 @@ class Prompt:
             self._write_history()
         return got
 
+    def _session(self, text: str, pipe: PipeInput, stream: _Out) -> PromptSession[str]:
+        """prompt_toolkit's part: what it reads from, draws on, completes and remembers."""
+        line = self.line
+        out = _Vt100(
+            stream,  # type: ignore[arg-type]
+            lambda: Size(rows=line.height, columns=line.width),
+            term="vt100",
+            default_color_depth=ColorDepth.DEPTH_1_BIT,
+            enable_cpr=False,
+        )
+        session: PromptSession[str] = PromptSession(
+            ANSI(text),
+            input=pipe,
+            output=out,
+            completer=_Words(self._candidates),
+            complete_while_typing=False,
+            complete_style=CompleteStyle.READLINE_LIKE,
+            history=self._history,
+            enable_suspend=False,
+            enable_open_in_editor=False,
+            mouse_support=False,
+            reserve_space_for_menu=0,
+        )
+        session.default_buffer.on_text_changed += _clip
+        return session
+
     async def _ask(self, text: str) -> str:
         line = self.line
         with PosixPipeInput.create() as pipe:
-            out = _Vt100(
-                _Out(line),  # type: ignore[arg-type]
-                lambda: Size(rows=line.height, columns=line.width),
-                term="vt100",
-                default_color_depth=ColorDepth.DEPTH_1_BIT,
-                enable_cpr=False,
-            )
-            session: PromptSession[str] = PromptSession(
-                ANSI(text),
-                input=pipe,
-                output=out,
-                completer=_Words(self._candidates),
-                complete_while_typing=False,
-                complete_style=CompleteStyle.READLINE_LIKE,
-                history=self._history,
-                enable_suspend=False,
-                enable_open_in_editor=False,
-                mouse_support=False,
-                reserve_space_for_menu=0,
-            )
-            session.default_buffer.on_text_changed += _clip
+            stream = _Out(line)
+            session = self._session(text, pipe, stream)
             loop = asyncio.get_running_loop()
 
             def end(e: Exception) -> None:
                 loop.remove_reader(line.wire.fd_in)
                 if session.app.is_running and not session.app.is_done:
                     session.app.exit(exception=e)
+
+            def failed(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+                """A fault of ours in a callback: this prompt ends by it, and says so, instead of standing there deaf."""
+                say("console", f"at the prompt: {context.get('exception') or context.get('message')!r}")
+                end(RuntimeError(f"the prompt failed: {context.get('message')}"))
 
             def pump() -> None:
                 try:
@@ -174,6 +211,8 @@ class Prompt:
                 while True:
                     await asyncio.sleep(WATCH_S)
                     try:
+                        if stream.buffer.gone is not None:
+                            raise stream.buffer.gone
                         line.look()
                         if texts := list(self._news()):
                             await run_in_terminal(lambda texts=texts: line.write("".join(f"{text}\n" for text in texts)))  # type: ignore[misc]
@@ -185,6 +224,7 @@ class Prompt:
                         end(Gone(f"{type(e).__name__} while waiting"))
                         return
 
+            loop.set_exception_handler(failed)
             watching: list[asyncio.Task[None]] = []
 
             def begin() -> None:
@@ -193,7 +233,11 @@ class Prompt:
                 loop.call_soon(pump)
 
             try:
-                return str(await session.prompt_async(pre_run=begin, handle_sigint=False))
+                # Its own handler of errors would print on this process's terminal and wait there for Enter.
+                got = await session.prompt_async(pre_run=begin, handle_sigint=False, set_exception_handler=False)
+                if stream.buffer.gone is not None:
+                    raise stream.buffer.gone
+                return str(got)
             except KeyboardInterrupt:
                 raise Cancelled from None
             except EOFError:

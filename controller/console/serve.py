@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import signal
@@ -23,11 +24,11 @@ from controller.console.session import IDLE_S, Console
 from controller.instance import InstanceError
 from controller.problems import Problem, SiteError
 from controller.process import EXIT_OK, say
+from hal.wire import PortError, close_port, open_port
 
 REOPEN_FIRST_S, REOPEN_MOST_S = 0.2, 2.0
 NAME_CHARS = 40
 NICE = 5  # below everything that keeps the site going
-BAUDS = (1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200, 230400, 460800, 921600)
 
 
 class _Ending:
@@ -50,6 +51,7 @@ class Terminal:
     def __init__(self) -> None:
         self.fd_in, self.fd_out = sys.stdin.fileno(), sys.stdout.fileno()
         self.baud: int | None = None
+        self.tells_loss = True
         origin = os.environ.get("SSH_CONNECTION", "").split()
         name = "terminal"
         with contextlib.suppress(OSError):
@@ -72,35 +74,37 @@ class Terminal:
 
 
 class SerialWire:
-    """A serial port, locked, raw, 8N1. Raises OSError (serial.SerialException) where it cannot be opened."""
+    """A serial port, locked, raw, 8N1. Raises PortError where it cannot be opened."""
 
     def __init__(self, path: str, baud: int) -> None:
-        import serial  # pyserial
-
-        self.port = serial.Serial(path, baud, timeout=0, exclusive=True)
-        self.fd_in = self.fd_out = self.port.fileno()
+        self.fd_in = self.fd_out = open_port(path, baud, "N")
         self.name = Path(path).name[-NAME_CHARS:]  # by-id names are long, and stand in every row of the audit trail
         self.baud: int | None = baud
+        self.tells_loss = False
         self._had_carrier = False
+        self.carrier()
 
     def carrier(self) -> bool:
         """False once a carrier that was there has gone. A three-wire cable shows none: there idleness ends the session."""
         if _Ending.asked:
             return False
+        bits = bytearray(4)
         try:
-            here = bool(self.port.cd)
-        except (OSError, termios.error):  # a PTY, or an adapter that was pulled: reading tells
+            fcntl.ioctl(self.fd_in, termios.TIOCMGET, bits)
+        except OSError:  # a PTY, or an adapter that was pulled: reading tells
+            self.tells_loss = True
             return True
+        here = bool(int.from_bytes(bits, sys.byteorder) & termios.TIOCM_CD)
         gone = self._had_carrier and not here
-        self._had_carrier = here
+        self._had_carrier = self.tells_loss = here
         return not gone
 
     def close(self) -> None:
         """Gives the port back."""
         with contextlib.suppress(OSError, termios.error):
             termios.tcflush(self.fd_out, termios.TCOFLUSH)  # what nobody will read must not block the close
-        with contextlib.suppress(OSError, termios.error):
-            self.port.close()
+        with contextlib.suppress(OSError):
+            close_port(self.fd_in)
 
 
 def site_name(wanted: str | None) -> str:
@@ -127,8 +131,6 @@ def run(port: str | None, baud: int, site: str | None, idle_s: float = IDLE_S) -
         with Terminal() as wire, contextlib.suppress(Gone):
             Console(wire, name, clock, idle_s, knock=False).run(once=True)
         return EXIT_OK
-    if baud not in BAUDS:
-        raise SiteError([Problem("", "--baud", baud, "is no usual speed", f"one of {', '.join(map(str, BAUDS))}")])
     with contextlib.suppress(OSError):
         os.nice(NICE)
     return _serve(port, baud, site_name(site), clock, idle_s)
@@ -136,19 +138,15 @@ def run(port: str | None, baud: int, site: str | None, idle_s: float = IDLE_S) -
 
 def _serve(port: str, baud: int, name: str, clock: Clock, idle_s: float) -> int:
     """Opens the port again and again, until told to end."""
-    import serial
-
     wait_s, said = REOPEN_FIRST_S, ""
     first = True
     while not _Ending.asked:
         try:
             wire = SerialWire(port, baud)
-        except (OSError, serial.SerialException, termios.error, ValueError) as e:
-            why = _why(e, port)
-            if first and getattr(e, "errno", None) not in (errno.ENOENT, None):
-                raise SiteError(
-                    [Problem("", "--port", port, why, "name a serial port that nobody else uses, such as /dev/ttyUSB0")]
-                ) from None
+        except (PortError, termios.error) as e:  # the latter: it went while it was opened
+            why = e.why if isinstance(e, PortError) else str(e.args[-1])
+            if first and isinstance(e, PortError) and e.errno != errno.ENOENT:
+                raise SiteError([Problem("", "--port", port, why, e.remedy)]) from None
             if why != said:
                 say("console", f"{port}: {why}; it is opened when it can be")
                 said = why
@@ -168,10 +166,3 @@ def _serve(port: str, baud: int, name: str, clock: Clock, idle_s: float) -> int:
         finally:
             wire.close()
     return EXIT_OK
-
-
-def _why(e: Exception, port: str) -> str:
-    number = getattr(e, "errno", None)
-    if number == errno.ENOENT or not Path(port).exists():
-        return "is not there"
-    return os.strerror(number) if number else str(e)

@@ -11,7 +11,7 @@ from _core import image as core
 from controller import instance as instances
 from controller.clock import Clock
 from controller.console import look
-from controller.console.accounts import AccountError, Accounts
+from controller.console.accounts import AccountError, Accounts, wait_words
 from controller.console.commands import Command, Table, make_table
 from controller.console.context import HISTORY_NAME, Context, Refused, note
 from controller.console.line import Cancelled, Gone, Idle, Line, LoggedOut, Noise, Wire
@@ -75,6 +75,7 @@ class Console:
     def run(self, *, once: bool = False) -> None:
         """Until the line is gone (raises Gone); `once`: until the first log-out, or Ctrl-C at the log-in."""
         while True:
+            presence: Presence | None = None
             try:
                 if self.knock:
                     self._wait_for_somebody()
@@ -83,7 +84,7 @@ class Console:
                     pass
                 self._session(presence)
             except Idle:
-                self.line.say("\nnobody typed: logged out")
+                self.line.say("\nnobody typed" + (": logged out" if presence is not None else ""))
             except (Noise, Cancelled, LoggedOut):
                 pass
             except Gone:
@@ -96,10 +97,10 @@ class Console:
                 return
 
     def _wait_for_somebody(self) -> None:
-        """A key on a silent line; the line says once what it is."""
+        """Enter on a silent line, and no other key: a byte of noise asks nobody for a name. The line says once what it is."""
         self.line.idle_s = 0.0
         self.line.say(f"\nballast {self.site_name}. Press Enter.")
-        while not self.line.read(3600.0):
+        while not any(byte in b"\r\n" for byte in self.line.read(3600.0)):
             pass
 
     # ---- log-in
@@ -118,6 +119,7 @@ class Console:
             wall_s = self.clock.wall_s()
             wait_s = self.accounts.wait_s(name, line.wire.name, wall_s)
             role = self.accounts.log_in(name, password, line.wire.name, wall_s) if wait_s <= 0 else None
+            known = self.accounts.role(name) is not None
         except AccountError as e:
             line.say(str(e))
             return None
@@ -125,20 +127,21 @@ class Console:
             left_s = self.accounts.wait_s(name, line.wire.name, self.clock.wall_s())
             line.say("user or password is wrong" if wait_s <= 0 else "too many wrong passwords")
             if wait_s <= 0:
-                self._note_failure(name)
+                self._note_failure(f"user {name}" if known else "no such user")
             if left_s > 0:
-                line.say(f"wait {left_s:.0f} s before the next try; until then even the right one is refused")
+                line.say(wait_words(left_s))
             return None
         return self._presence(name, role)
 
-    def _note_failure(self, name: str) -> None:
-        """Into the audit trail; what waits for its delay is not tried, and not noted."""
-        shown = "".join(c if c.isprintable() else "?" for c in name[:20])
+    def _note_failure(self, who: str) -> None:
+        """Into the audit trail; what waits for its delay is not tried, and not noted. A name that nobody has may be a password that
+        was typed one question too early: it is not written down.
+        """
         try:
             path = Path(instances.find(self.site_name).store)
         except instances.InstanceError:
             path = instances.state_directory(self.site_name) / HISTORY_NAME
-        note(path, 0, self.clock.wall_s(), f"somebody on {self.line.wire.name}", "log-in refused", f"user {shown}")
+        note(path, 0, self.clock.wall_s(), f"somebody on {self.line.wire.name}", "log-in refused", who)
 
     def _first_account(self) -> Presence | None:
         line = self.line
@@ -166,7 +169,13 @@ class Console:
         line = self.line
         line.idle_s = self.idle_s
         ctx = Context(self.site_name, line, self.clock, self.accounts, presence)
-        prompt = Prompt(line, lambda before: self.table.candidates(ctx, before), ctx.state / f"history-{ctx.user}", ctx.news)
+        prompt = Prompt(
+            line,
+            lambda before: self.table.candidates(ctx, before),
+            ctx.state / f"history-{ctx.user}",
+            ctx.news,
+            lambda text: self.table.written(text) == text,
+        )
         why = "log-out"
         ctx.audit("log-in", presence.own.role)
         try:
@@ -228,18 +237,19 @@ class Console:
         """One command of a person, with its place in the audit trail."""
         if not text.strip():
             return
+        shown = self.table.written(text)
         try:
             self.table.run(ctx, text)
-            ctx.typed(text)
+            ctx.typed(shown)
         except Refused as e:
             ctx.page(str(e).split("\n"))
-            ctx.typed(text, refused=True)
+            ctx.typed(shown, refused=True)
         except (Gone, Idle, Noise, Cancelled, LoggedOut):
-            ctx.typed(text)
+            ctx.typed(shown)
             raise
         except Exception as e:
             # A fault of ours must not take the console from the person who needs it now; it is told, and in the log.
-            say("console", f"`{text[:80]}` failed: {type(e).__name__}: {e}")
+            say("console", f"`{shown[:80]}` failed: {type(e).__name__}: {e}")
             with contextlib.suppress(Gone):
                 ctx.line.say(f"this command failed inside ballast ({type(e).__name__}: {e}); nothing else is affected. Please report it")
-            ctx.typed(text, refused=True)
+            ctx.typed(shown, refused=True)

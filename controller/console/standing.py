@@ -34,7 +34,7 @@ class Alarm:
 def now_standing(ctx: Context) -> dict[str, str]:
     """Faults that stand at this moment: id -> text."""
     found: dict[str, str] = {}
-    if ctx.instance is None:
+    if ctx.instance is None or ctx.site is None:
         found["parent_lost"] = f"nothing runs: {ctx.why_not}"
         return found
     for name, pid in (
@@ -50,7 +50,6 @@ def now_standing(ctx: Context) -> dict[str, str]:
             found[name] = words
     if row is not None and row["out"]["limits_active"] & core.LIM_LEASE:
         found["lease"] = BY_ID["lease"].text
-    assert ctx.site is not None
     for what, rows in (
         ("device_lost", _silent(ctx.site.devices, ctx.image.device_stats, "alive")),
         ("bus_lost", _silent(ctx.site.buses, ctx.image.bus_stats, "is_open")),
@@ -78,7 +77,7 @@ def alarms(ctx: Context) -> list[Alarm]:
     acked: dict[str, tuple[float, str]] = {}
     for row in trail:  # oldest first
         if row.command == "ack":
-            for name in began if row.text == "all" else (row.text,):
+            for name in row.text.split(", "):
                 acked[name] = (row.wall_s, row.who.partition(" ")[0])
         elif row.command in BY_ID and not row.over:
             began[row.command] = row.wall_s

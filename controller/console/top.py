@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from rich.color import Color, ColorType
+from rich.color import Color, ColorSystem, ColorType
 from rich.console import Console
 from rich.style import Style
 
@@ -34,11 +34,11 @@ def run(ctx: Context, words: list[str]) -> Iterable[str] | None:
     try:
         while True:
             ctx.refresh()
-            if ctx.image is None:
+            if ctx.image is None or ctx.site is None:
                 return [f"the site ended: {ctx.why_not}"]
-            if ctx.image is not source.image and ctx.site is not None:
+            if ctx.image is not source.image:
                 source = Source(ctx.image, ctx.site, ctx.instance)
-            source.instance = ctx.instance
+            source.instance, source.site = ctx.instance, ctx.site  # settings change while it runs
             began_ns = ctx.clock.monotonic_ns()
             line.write_bytes(screen.frame(list(cells(source, line.width, line.height, began_ns, sweep=sweep)), budget))
             due_ns = began_ns + int(REFRESH_S * 1e9)
@@ -78,7 +78,5 @@ def _sgr(style: Style | None) -> str:
 def _eight(colour: Color | None) -> int | None:
     if colour is None or colour.type == ColorType.DEFAULT:
         return None
-    from rich.color import ColorSystem
-
     number = colour.downgrade(ColorSystem.STANDARD).number
     return None if number is None else number % 8

@@ -34,6 +34,16 @@ def parse_span(text: str) -> float:
     return span_s
 
 
+def split_for(words: list[str]) -> tuple[list[str], float | None]:
+    """(what stands before `for`, the seconds after it). Raises Refused."""
+    at = next((i for i, word in enumerate(words) if word.lower() == "for"), None)
+    if at is None:
+        return words, None
+    if at == len(words) - 1:
+        raise Refused("for how long? write `for 30s` or `for 10min`")
+    return words[:at], parse_span("".join(words[at + 1 :]))
+
+
 def find(word: str) -> signals.Signal:
     """The one signal of that name, last part or pattern. Raises Refused with the candidates."""
     try:
@@ -74,10 +84,7 @@ def _from_file(ctx: Context, signal: signals.Signal, span_s: float) -> tuple[flo
     if signal.status:
         raise Refused(f"{signal.name} is kept for 60 s; `events` tells when limits, alarms and modes came and went")
     end_s = ctx.clock.wall_s()
-    try:
-        t, low, high = trends.read(ctx.store_path.with_name(trends.FILE), signal.name, end_s - span_s, end_s)
-    except trends.TrendError as e:
-        raise Refused(str(e)) from None
+    t, low, high = trends.read(ctx.store_path.with_name(trends.FILE), signal.name, end_s - span_s, end_s)
     return end_s, t, low.astype(float), high.astype(float)
 
 

@@ -30,7 +30,7 @@ def _scan_parser(commands: Any) -> None:
     scan.add_argument("ports", nargs="*", metavar="PORT|HOST|CAN", help="serial ports, HOST[:PORT], can:IFACE, slcan:TTY; all at once")
     scan.add_argument("--write", type=Path, metavar="FILE", help="a draft of the site file; one that exists is not overwritten")
     scan.add_argument("--for", dest="for_s", type=float, default=60.0, metavar="S", help="at most so long (default 60)")
-    scan.add_argument("--units", default="1-247", metavar="A-B", help="addresses to ask (default 1-247)")
+    scan.add_argument("--units", default="1-255", metavar="A-B", help="addresses to ask (default 1-255)")
     scan.add_argument("--baud", type=int, metavar="N", help="serial lines: this speed alone")
     scan.add_argument("--parity", choices=("E", "O", "N"), help="serial lines: this parity alone")
     scan.add_argument("--json", action="store_true")

@@ -40,8 +40,9 @@ def text(results: Sequence[Result], file: str) -> str:
         *_grid(),
         *_battery(found),
         *_pcs(found),
-        *[line for r in results for line in _bus(r)],
+        *[line for r in results if not _only_shelves(r) for line in _bus(r)],
         *_devices(results),
+        *[line for r in results for line in _shelves(r)],
     ]
     return "\n".join(lines) + "\n"
 
@@ -142,7 +143,7 @@ def _devices(results: Sequence[Result]) -> list[str]:
     lines: list[str] = []
     bound: set[str] = set()
     for r in results:
-        for f in r.found:
+        for f in (f for f in r.found if not f.shelf):
             role = next((x for x in f.roles if x not in bound), None)
             lines += ["", f"# {r.bus.name}, unit {f.unit}: {f.what}", *(f"# {note}" for note in f.notes)]
             if role is None:
@@ -172,3 +173,27 @@ def _device(role: str, f: Found, bus: Bus) -> list[str]:
         f"unit = {f.unit}",
         f'profile = "{f.profile}"{sure}',
     ]
+
+
+def _only_shelves(r: Result) -> bool:
+    return bool(r.found) and all(f.shelf for f in r.found)
+
+
+def _shelves(r: Result) -> list[str]:
+    """[[shelf]] rows, one a profile: beside the tick, on a port of their own."""
+    lines: list[str] = []
+    for profile in dict.fromkeys(f.profile for f in r.found if f.shelf):
+        mine = [f for f in r.found if f.profile == profile]
+        row = [
+            "[[shelf]]",
+            f'name = "{r.bus.name}-{profile.removeprefix("orv3_")}"',
+            f'port = "{stable(r.bus.port)}"',
+            f'profile = "{profile}"',
+        ]
+        row += [f"units = {[f.unit for f in mine]}", f"baud = {r.bus.baud}", f'parity = "{r.bus.parity}"']
+        lines += ["", *(f"# {r.bus.name}, unit {f.unit}: {f.what}" for f in mine)]
+        if not _only_shelves(r):
+            lines.append("# shares its port with a device of the tick, which it would make late: move it to a port of its own")
+            row = [f"# {x}" for x in row]
+        lines += row
+    return lines

@@ -4,6 +4,7 @@ only a meter of that map would hold. Reads a handful of registers of one unit; w
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,26 +17,13 @@ from hal import sunspec
 from hal.canrows import CanMap
 from hal.profile import list_profiles, load_profile
 from hal.rows import DeviceMap, Field
+from hal.shelf import ShelfMap, list_shelves, load_shelf
 from hal.wire import NoAnswer
 
 SUNSPEC_ROLES = ("pcs", "bms", "meter")
 F_HZ, V_V = (45.0, 66.0), (40.0, 20e3)  # what a grid has: a map that finds it in a device's registers is that device's map
 
-# Open Rack V3 power shelves (OpenBMC rackmon register maps, facebook/openbmc@18db06b): unit addresses and where the strings stand.
-ORV3 = (
-    ("battery shelf", ((64, 69), (80, 82), (96, 101)), 19200),
-    ("power shelf", ((200, 205), (232, 237), (240, 242)), 19200),
-    ("power tether", ((8, 9),), 19200),
-    (
-        "high-power battery shelf",
-        ((48, 63), (70, 71), (86, 88), (90, 95), (102, 104), (106, 120), (122, 136), (138, 143)),
-        115200,
-    ),
-    ("high-power shelf controller, batteries", ((16, 26),), 115200),
-    ("high-power shelf controller, supplies", ((32, 42),), 115200),
-    ("high-power shelf", ((144, 152), (154, 159), (167, 189), (208, 231), (246, 247)), 115200),
-)
-ORV3_AT, ORV3_WORDS = (8, 0), 8
+ORV3_AT, ORV3_WORDS = (8, 0), 8  # where Open Rack V3 devices have names: blocks of eight registers of text
 
 
 @dataclass
@@ -52,11 +40,17 @@ class Found:
     f_hz: float = math.nan
     answer_ms: float = 0.0
     data: bool = True  # False: it has answered with exceptions alone
+    shelf: bool = False  # `profile` is one of a [[shelf]], beside the tick
 
 
-def orv3_units(baud: int) -> list[int]:
-    """Addresses at which Open Rack shelves sit on a line of that speed; a line ends at 247."""
-    return [u for _, spans, speed in ORV3 if speed == baud for low, high in spans for u in range(low, min(high, 247) + 1)]
+def shelf_units(baud: int, parity: str) -> list[int]:
+    """Addresses at which the shelves that profiles know sit on a line of that speed."""
+    return [u for m in _shelves() if (m.baud, m.parity) == (baud, parity) for u in m.units]
+
+
+@functools.cache
+def _shelves() -> tuple[ShelfMap, ...]:
+    return tuple(load_shelf(name) for name in list_shelves())
 
 
 def identify(read: Read, unit: int, baud: int = 0) -> Found:
@@ -171,13 +165,12 @@ def _value(read: Read, unit: int, f: Field) -> float:
 
 
 def _orv3(read: Read, unit: int, baud: int) -> Found | None:
-    """Two strings in neighbouring blocks of eight registers, at an address where the standard puts a shelf."""
-    here = [(what, speed) for what, spans, speed in ORV3 if any(low <= unit <= high for low, high in spans)]
+    """Two strings in neighbouring blocks of eight registers, at an address where a profile has a shelf."""
+    here = [m for m in _shelves() if unit in m.units]
     if not here:
         return None
     texts = [text_of(_words(read, unit, 3, at, ORV3_WORDS)) for at in ORV3_AT]
     if not all(texts):
         return None
-    kind = next((what for what, speed in here if speed == baud), here[0][0])
-    note = "psu and bbu cannot be bound yet: nothing of this controller rests on them"
-    return Found(unit, f"Open Rack V3 {kind}: {texts[1]}, {texts[0]}", notes=[note])
+    kind = next((m for m in here if m.baud == baud), here[0])
+    return Found(unit, f"Open Rack V3 {kind.role}: {texts[1]}, {texts[0]}", profile=kind.name, shelf=True)

@@ -27,7 +27,7 @@ class Busy(Exception):
 
 @dataclass(frozen=True)
 class Owner:
-    """A running site that has a port."""
+    """A running site that has a port; a shelf's port as a bus of that name."""
 
     instance: Instance
     site: Site
@@ -56,6 +56,9 @@ def owner(port: str) -> Owner | None:
         for bus in site.buses:
             if not bus.virtual and _key(bus.port) == _key(port):
                 return Owner(found, site, bus)
+        for shelf in site.shelves:
+            if _key(shelf.port) == _key(port):
+                return Owner(found, site, Bus(shelf.name, shelf.port, shelf.baud, shelf.parity, shelf.stop_bits))
     return None
 
 

@@ -81,10 +81,10 @@ def _wanted(args: argparse.Namespace) -> tuple[list[Bus], Sequence[tuple[int, st
         problems.append(Problem("", "--baud", args.baud, f"is outside {BUS['baud'].low:g} to {BUS['baud'].high:g}", "the line's own speed"))
     low, sign, high = args.units.partition("-")
     units = sweep.ALL
-    if low.isdecimal() and (high.isdecimal() if sign else True) and 1 <= int(low) <= int(high or low) <= 247:
+    if low.isdecimal() and (high.isdecimal() if sign else True) and 1 <= int(low) <= int(high or low) <= 255:
         units = range(int(low), int(high or low) + 1)
     else:
-        problems.append(Problem("", "--units", args.units, "is no range of addresses", "1 to 247, such as 1-32"))
+        problems.append(Problem("", "--units", args.units, "is no range of addresses", "1 to 255, such as 1-32"))
     if args.write is not None and args.write.exists():
         problems.append(Problem(str(args.write), "", None, "exists and is not overwritten", "another name"))
     buses = [b for k, text in enumerate(args.ports[:MAX_PORTS]) if (b := _bus(text, chr(ord("a") + k), problems)) is not None]
@@ -144,7 +144,7 @@ def lines(r: Result) -> list[str]:
     """A bus in words."""
     out = [f"{r.bus.port}" + (f"   {r.bus.speed}" if r.found else "")]
     for f in r.found:
-        roles = "/".join(f.roles) or "-"
+        roles = "/".join(f.roles) or ("shelf" if f.shelf else "-")
         guess = "" if f.sure else "?"
         out.append(f"  unit {f.unit:<4} {roles:<8} {f.profile + guess or '-':<24} {f.what}")
         out += [f"  {'':<9} {note}" for note in f.notes]

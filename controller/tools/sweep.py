@@ -31,7 +31,7 @@ PATIENCE_S = 0.12  # beyond the wire: a slow meter's turnaround
 SHELF_S = 0.05  # the same where many addresses are asked, most of them in vain
 READ_S = 0.6  # for whole blocks, once a device is known to be there
 RESERVE_S = 8.0  # of the budget, to find out what the devices are
-ALL = range(1, 248)
+ALL = range(1, 256)  # 248 to 255 are reserved, and used by power shelves
 ASK = ((3, 0, 2), (4, 0, 2))  # (function, register, count): an exception is an answer too
 MAX_FOUND = 32
 TCP_S = 0.3  # a request, its answer, and a gateway's line behind it
@@ -86,7 +86,7 @@ def line(bus: Bus, fd: int, settings: Iterable[tuple[int, str]], budget: Budget,
                 continue
             tried[f"{baud} 8{parity}1"] = None
             now = replace(bus, baud=baud, parity=parity, stop_bits=1)
-            here = likely or (known.orv3_units(baud) if parity == "E" else ())
+            here = likely or known.shelf_units(baud, parity)
             asker = _master(fd, now, pty, PATIENCE_S if likely else SHELF_S)
             first = _first_answer(asker, [u for u in here if u in units], budget)
             if first is not None:
@@ -102,7 +102,7 @@ def _all(fd: int, bus: Bus, pty: bool, first: tuple[int, float], budget: Budget,
     if pty:
         result.said.append("a pseudo terminal has no speed: 460800 8E1 is assumed")
     units = [first]
-    rest = dict.fromkeys(u for u in (*FIRST, *NEXT, *known.orv3_units(bus.baud), *wanted) if u != first[0] and u in wanted)
+    rest = dict.fromkeys(u for u in (*FIRST, *NEXT, *known.shelf_units(bus.baud, bus.parity), *wanted) if u != first[0] and u in wanted)
     reserve_s = min(RESERVE_S, budget.left() / 3)
     patient, quick = _master(fd, bus, pty, PATIENCE_S), _master(fd, bus, pty, min(PATIENCE_S, max(SHELF_S, 3 * first[1])))
     asked = 0

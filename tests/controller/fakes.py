@@ -11,7 +11,8 @@ from _core import image as core
 
 TICK_NS = 10_000_000
 ZERO_STATS = {"ok": 0, "failed": 0, "last_ok_ns": 0, "retry_ns": 0, "alive": 1, "verified": 1, "lost_count": 0}
-ZERO_BUS = {"transactions": 0, "timeouts": 0, "crc_errors": 0, "late": 0, "is_open": 1}
+ZERO_TURN = {"turn": [0] * core.TURN_BINS, "turn_n": 0, "turn_max_ns": 0}
+ZERO_BUS = {"transactions": 0, "timeouts": 0, "crc_errors": 0, "late": 0, "is_open": 1, "busy_ns": 0}
 
 
 class FakeImage:
@@ -92,8 +93,8 @@ class FakeImage:
     def write_setpoint(self, slot: int, kind: int, value_w: float, lease_until_ns: int, number: int) -> None:
         self.setpoints.append((slot, kind, value_w, lease_until_ns, number))
 
-    def device_stats(self, i: int) -> dict[str, int]:
-        return ZERO_STATS | {"alive": int(self.alive[i])}
+    def device_stats(self, i: int) -> dict[str, Any]:
+        return ZERO_STATS | ZERO_TURN | {"alive": int(self.alive[i])}
 
     def bus_stats(self, i: int) -> dict[str, int]:
         return ZERO_BUS | {"is_open": int(self.open[i])}

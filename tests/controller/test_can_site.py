@@ -95,6 +95,30 @@ def test_what_cannot_be_is_told(tmp_path: Path, old: str, new: str, words: str) 
     assert words in str(e.value), str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('port = "/dev/ttyX0"', 'port = "/dev/ttyX0"\nbitrate = 250000', "bus.a.bitrate = 250000: means nothing on a serial line; leave"),
+        ('port = "/dev/ttyX0"', 'port = "/dev/ttyX0"\nlatency_ms = 2.0', "bus.a.latency_ms = 2: means nothing on a serial line; leave"),
+        ('port = "/dev/ttyX0"', 'port = "tcp://192.0.2.7"\nparity = "N"', 'bus.a.parity = "N": means nothing on a TCP connection; leave'),
+        ('port = "/dev/ttyX0"', 'port = "tcp://192.0.2.7"\nbitrate = 250000', "bus.a.bitrate = 250000: means nothing on a TCP connection"),
+        ('port = "can:can0"', 'port = "can:can0"\nbaud = 9600', "bus.c.baud = 9600: means nothing on CAN; leave it out"),
+        ('port = "can:can0"', 'port = "slcan:/dev/ttyX2"\nstop_bits = 2', "bus.c.stop_bits = 2: means nothing on CAN; leave it out"),
+        ('port = "can:can0"', 'port = "virtual-can"\nlatency_ms = 2.0', "bus.c.latency_ms = 2: means nothing on CAN; leave it out"),
+        ('port = "/dev/ttyX0"', 'host = "192.0.2.7"', 'bus.a.host = "192.0.2.7": unknown key; '),
+    ],
+)
+def test_a_key_of_another_kind_of_bus_is_told(tmp_path: Path, old: str, new: str, words: str) -> None:
+    with pytest.raises(SiteError) as e:
+        load(tmp_path, SITE.replace(old, new, 1))
+    assert f"{tmp_path}/site.toml: {words}" in str(e.value), str(e.value)
+
+
+def test_the_speed_of_an_adapter_s_line_is_its_own(tmp_path: Path) -> None:
+    site = load(tmp_path, SITE.replace('port = "can:can0"', 'port = "slcan:/dev/ttyX2"\nbaud = 115200\nbitrate = 250000', 1))
+    assert (site.buses[2].baud, site.buses[2].bitrate) == (115200, 250_000)
+
+
 def test_ports_that_are_not_there_are_told_with_the_others(tmp_path: Path) -> None:
     problems = build.port_problems(load(tmp_path, SITE))
     assert [p.key for p in problems] == ["bus.a.port", "bus.b.port", "bus.c.port"]

@@ -17,6 +17,7 @@ from controller import site as sites
 from controller.clock import ManualClock
 from controller.desk import Desk, apply_live
 from controller.instance import Instance, InstanceError
+from controller.ports import VIRTUALS
 from controller.problems import Problem, SiteError
 from controller.settings import DEVICE, SETTINGS, row_of
 from controller.site import Site, Source
@@ -55,9 +56,9 @@ class FakePlant:
 class Host:
     """The parent, without processes."""
 
-    def __init__(self, source: Source, image: Any = None) -> None:
+    def __init__(self, source: Source) -> None:
         self.site = build.load_site(source.path, source.sets, lambda: ["battery.soc"], text=source.text)
-        self.image = image if image is not None else FakeImage()
+        self.image = FakeImage()
         self.clock, self.stopping, self.plant = ManualClock(), 0, None
         self.instance = Instance("s", 1, 1, 3, "", "")
         self.is_ready, self.fails = True, None
@@ -95,9 +96,9 @@ class Host:
 class Bench:
     """Desk and host; `ask` is one request over the wire's own encoding."""
 
-    def __init__(self, path: Path | None = None, sets: tuple[str, ...] = (), image: Any = None) -> None:
+    def __init__(self, path: Path | None = None, sets: tuple[str, ...] = ()) -> None:
         source = Source.read(None if path is None else str(path), sets)
-        self.host = Host(source, image)
+        self.host = Host(source)
         self.desk = Desk(self.host, source)  # type: ignore[arg-type]
 
     def ask(self, do: str, **fields: Any) -> dict[str, Any]:
@@ -187,10 +188,9 @@ def test_what_follows_from_a_change_is_named() -> None:
     assert got["follows"] == {"pcs.p_max_w": [250e3, 240e3], "control.follow_w": [25e3, 24e3]} and got["how"] == "restart"
 
 
-@pytest.mark.parametrize("why", ["an image that takes none", "a control that starts"])
-def test_where_nothing_can_be_changed_in_place_control_starts_again(why: str) -> None:
-    bench = Bench(image=object() if why == "an image that takes none" else None)
-    bench.host.is_ready = why != "a control that starts"
+def test_a_control_that_starts_is_started_again_with_it() -> None:
+    bench = Bench()
+    bench.host.is_ready = False
     assert bench.try_({LIMIT: 440e3})["how"] == "restart" and bench.host.done == [("take", "restart")]
 
 
@@ -261,6 +261,14 @@ def test_a_refusal_of_the_image_leaves_everything_as_it_was() -> None:
         assert bench.ask("settings")["pending"] is None and bench.host.site.num(LIMIT) == 445e3
     bench.host.fails = SiteError([Problem("f", "k", 1, "why")])
     assert bench.try_({LIMIT: 440e3})["problems"][0]["why"] == "why"
+
+
+def test_what_nobody_has_thought_of_is_in_the_trail_and_changes_nothing() -> None:
+    bench = Bench()
+    bench.host.fails = KeyError("odd")
+    with pytest.raises(KeyError):  # controller.lines answers for it
+        bench.try_({LIMIT: 440e3})
+    assert bench.desk.trial is None and "not taken: 'odd'" in bench.host.trail[-1][2]
 
 
 def test_the_end_of_the_run_is_in_the_trail() -> None:
@@ -392,7 +400,9 @@ def test_buses_and_devices_of_a_real_site(tmp_path: Path) -> None:
     assert bench.ask("back", who="kim", id=1)["ok"]
     assert "ms" in bench.try_({"bus.a.baud": 9600})["error"], "the bus plan's arithmetic"
     assert "does not exist" in bench.try_({"bus.a.port": "/dev/ttyBallastAbsent"})["error"]
-    assert "virtual cabinet is started by" in bench.try_({"bus.a.port": "virtual"})["error"]
+    for port in VIRTUALS:
+        got = bench.try_({"bus.a.port": port, "bus.b.port": port})
+        assert [p["key"] for p in got["problems"] if "virtual cabinet is started by" in p["why"]] == ["bus.a.port", "bus.b.port"], port
     assert "address of device meter" in bench.try_({"device.bms.unit": 1})["error"]
     os.mkfifo(tmp_path / "fifo.toml")
     assert "is no file" in bench.try_({"device.meter.profile": "fifo.toml"})["error"], "it would hold the parent for ever"
@@ -422,6 +432,24 @@ def test_a_confirmed_value_is_in_the_file_and_in_the_next_start(tmp_path: Path) 
     second = confirmed(bench, {LIMIT: 430e3})
     assert second["written"] and Path(second["backup"]).read_text().count("440000.0") == 1
     assert bench.host.site.num("control.soc_time_s") == 600.0, "what was confirmed before stays"
+
+
+def test_a_line_that_becomes_a_connection_and_a_line_again_is_written_whole(tmp_path: Path) -> None:
+    path = real_site(tmp_path)
+    path.write_text(path.read_text().replace("baud = 460800", "baud = 921600").replace('parity = "E"', 'parity = "E"  # even', 1))
+    bench, before = Bench(path), path.read_text()
+    line = bench.host.site.flat()
+    got = confirmed(bench, {"bus.a.port": "tcp://192.0.2.7", "bus.a.latency_ms": 2.0})
+    assert got["written"] == str(path), got
+    assert build.load_site(path, [], lambda: []).flat() == bench.host.site.flat()
+    assert path.read_text().count("921600") == 1 and "latency_ms = 2.0" in path.read_text(), "bus b is as it was"
+    bench.wait(6)
+    assert confirmed(bench, {"bus.a.latency_ms": 3.0})["written"] == str(path)
+    bench.wait(6)
+    got = confirmed(bench, {"bus.a.port": line["bus.a.port"]})
+    assert got["written"] == str(path), got
+    assert build.load_site(path, [], lambda: []).flat() == bench.host.site.flat() == line
+    assert before.count("921600") == path.read_text().count("921600") == 2 and "latency_ms" not in path.read_text()
 
 
 def test_the_file_is_not_touched_before_confirmation(tmp_path: Path) -> None:

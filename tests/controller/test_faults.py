@@ -18,7 +18,7 @@ import pytest
 from _core.image import ProcessImage
 
 from _core import image as core
-from controller import build, control, instance
+from controller import build, control, instance, outlet
 from controller import site as sites
 from controller.clock import ManualClock
 from controller.control import Helper, StopRequest
@@ -87,7 +87,7 @@ def test_a_loose_plug_does_not_fill_the_log(monkeypatch: pytest.MonkeyPatch, cap
     clock, engine, closed, opened = ManualClock(1_000_000_000), FakeEngine(), [], []
     monkeypatch.setattr(build, "open_port", lambda bus, path: opened.append(path) or 100 + len(opened))
     monkeypatch.setattr(build, "close_port", closed.append)
-    helper = Helper(SITE, engine, {"a": "/dev/x", "b": "/dev/y"}, clock)
+    helper = Helper(SITE, engine, {"a": "/dev/x", "b": "/dev/y"}, clock, [0, 1])
     engine.fds = {1: 9}
     for _ in range(400):  # 20 s in which it comes and goes at once
         clock.t_ns += 50_000_000
@@ -111,7 +111,7 @@ def test_a_port_that_somebody_else_has_taken_meanwhile_is_said_once(
 
     clock = ManualClock(1)
     monkeypatch.setattr(build, "open_port", taken)
-    helper = Helper(SITE, FakeEngine(), {}, clock)
+    helper = Helper(SITE, FakeEngine(), {}, clock, [0])
     for _ in range(200):
         clock.t_ns += 50_000_000
         helper.look(0)
@@ -187,9 +187,10 @@ def test_a_stranger_with_the_number_of_a_dead_control_is_no_instance(tmp_path: P
     assert instance.find(None).site == "ghost", "a control that still ramps down is one"
 
 
-def test_a_child_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("why", [OSError(errno.EAGAIN, "Resource temporarily unavailable"), MemoryError()])
+def test_a_child_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch, why: Exception) -> None:
     def none_left(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        raise why
 
     clock = ManualClock(10)
     child = Child("supervisor", ["x"], clock, backoff=Backoff())
@@ -204,12 +205,12 @@ def test_a_child_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Monke
 
 
 def test_a_line_that_cannot_be_written_is_lost_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = open("/dev/full", "w")  # noqa: SIM115
-    monkeypatch.setattr(sys, "stderr", full)
-    say("control", "bus a: port is gone")
-    monkeypatch.undo()
-    with pytest.raises(OSError):
-        full.close()
+    with open("/dev/full", "w") as full:
+        with pytest.raises(OSError, match="No space left"):
+            outlet.put(full.fileno(), b"bus a")
+        monkeypatch.setattr(sys, "stderr", full)
+        say("control", "bus a: port is gone")
+        monkeypatch.undo()
 
 
 def test_two_writers_of_one_slot_wait_for_each_other(tmp_path: Path) -> None:
@@ -232,5 +233,11 @@ def test_a_hold_acts_though_the_audit_trail_cannot_be_written(tmp_path: Path, ca
     (tmp_path / "file").write_text("")
     image = ProcessImage.create()
     here = Instance("s", os.getpid(), 1, image.fd, str(tmp_path), str(tmp_path / "file" / "h.sqlite"))
-    assert operate.hold(here, image, 0.0, 60.0, ManualClock(1)) == 0
+    clock = ManualClock(5 * 10**9)
+    number = operate.hold(here, image, 0.0, 60.0, clock)
     assert image.setpoint(core.SLOT_OPERATOR)["kind"] == core.SP_HOLD and "without an entry" in capsys.readouterr().err
+    assert not operate.noted(number) and operate.word(image, clock).id == number
+    clock.t_ns += 1
+    other = operate.hold(here, image, 1e3, 60.0, clock)
+    assert other != number and not operate.renew(image, number, clock), "nobody renews another's"
+    assert operate.renew(image, other, clock)

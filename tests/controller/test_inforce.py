@@ -101,6 +101,13 @@ def test_the_copy_beside_the_record_follows(tmp_path: Path) -> None:
     assert (tmp_path / "run/plan.txt").read_text() == "b\n"
 
 
+def test_a_plan_with_odd_bytes_is_written_all_the_same(tmp_path: Path) -> None:
+    files = InForce(tmp_path, None)
+    files.begin(site_with(), "a")
+    files.show(site_with(), "→ /dev/tty\udcff")
+    assert (tmp_path / "plan.txt").read_text(encoding="utf-8") == "→ /dev/tty\\udcff\n"
+
+
 @pytest.mark.parametrize("torn", [b"", b"{", b"[]", b'{"file": 1}', b"\xff"])
 def test_a_torn_file_leaves_the_settings_as_they_were(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "site.json"

@@ -88,6 +88,9 @@ def test_a_run_with_out_leaves_summary_record_and_truth(start: Callable[..., Liv
     assert list(summary) == list(KEYS) and summary["mode"] == "run"
     assert summary["ticks"] >= 1190 and summary["missed_ticks"] < 80
     assert set(summary["buses"]) == {"a", "b"} and summary["buses"]["b"]["transactions"] > 500
+    wires = json.loads((tmp_path / "out" / "wires.json").read_text())
+    assert all(row["planned_ms"] == 0 and row["answers"] > 100 and row["p50_ms"] < 5 for row in wires["devices"].values())
+    assert all(0 < row["busy_ms"] < 10 and 5 < row["planned_busy_ms"] < 6 for row in wires["buses"].values())
     assert any(e["text"].endswith("GRID") for e in summary["events"])
     assert (tmp_path / "out" / "truth.npz").exists()
     segments = list(read(tmp_path / "out" / "record.blst", layout=core.LAYOUT))

@@ -42,14 +42,14 @@ class LiveImage:
     """The real image, which takes struct Site while it runs, or refuses."""
 
     def __init__(self, image: Any) -> None:
-        self.image, self.given, self.refuses = image, [], False  # type: ignore[var-annotated]
+        self.image, self.given, self.refuses = image, [], None  # type: ignore[var-annotated]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.image, name)
 
     def update_site(self, values: dict[str, float]) -> int:
-        if self.refuses:
-            raise ValueError("two values contradict each other")
+        if self.refuses is not None:
+            raise self.refuses
         self.given.append(values)
         return len(self.given)
 
@@ -91,18 +91,21 @@ def test_live_settings_reach_the_engine_and_the_supervisor_s_file(parent: Parent
     assert not parent.control.sent  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("how", ["image", "disk"])
-def test_a_refusal_changes_nothing(parent: Parent, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+CONTRADICTION = ValueError("two values contradict each other")
+
+
+@pytest.mark.parametrize("why", [CONTRADICTION, KeyError("nobody has thought of it"), KeyboardInterrupt(), None])
+def test_a_refusal_changes_nothing(parent: Parent, why: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image's, or (None) that of a disk which is full."""
     before = parent.site
 
     def full(self: Path, *_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    if how == "image":
-        parent.image.refuses = True
-    else:
+    parent.image.refuses = why
+    if why is None:
         monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises((ValueError, OSError)):
+    with pytest.raises(type(why) if why is not None else OSError):
         parent.take(other(f"{LIMIT}=440000"), "live")
     monkeypatch.undo()
     assert on_disk(parent) == before == parent.site and not parent.image.given
@@ -120,12 +123,12 @@ def test_other_settings_come_with_a_control_that_is_killed_and_at_once_started_a
     assert parent.control.sent == [signal.SIGKILL] * 2 and on_disk(parent) == before  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("why", ["refused", "starting"])
-def test_what_cannot_come_back_in_place_comes_back_with_a_new_control(parent: Parent, why: str) -> None:
+@pytest.mark.parametrize("why", [CONTRADICTION, KeyError("nobody has thought of it"), "starting"])
+def test_what_cannot_come_back_in_place_comes_back_with_a_new_control(parent: Parent, why: Any) -> None:
     before = parent.site
     parent.take(other(f"{LIMIT}=440000"), "live")
-    if why == "refused":
-        parent.image.refuses = True
+    if why != "starting":
+        parent.image.refuses = why
     else:
         parent.image.set_control_pid(10)  # it has read the trial's settings, and not yet handed them over
     assert parent.give_back(before, "live") == 0
@@ -138,6 +141,36 @@ def test_nobody_is_killed_while_the_site_ramps_down(parent: Parent) -> None:
     parent.stopping = 1
     parent.give_back(before, "restart")
     assert parent.control.sent == [signal.SIGKILL] and on_disk(parent) == before  # type: ignore[attr-defined]
+
+
+def test_a_stop_does_not_wait_for_a_control_that_waits_for_a_device(parent: Parent) -> None:
+    """It was started again and has not come to its first tick; the image has ticks of the one before."""
+    parent.image.head = 500
+    parent.image.set_control_pid(10)
+    parent.stop(1)
+    began_ns, sent = parent.clock.monotonic_ns(), parent.control.sent  # type: ignore[attr-defined]
+    assert parent._bound_stop(began_ns + 4 * SECOND) and sent == [], "it may come yet, and ramps down"
+    for at_s in (6, 7, 60):
+        assert parent._bound_stop(began_ns + at_s * SECOND) and sent == [signal.SIGTERM], "once"
+    assert parent._bound_stop(began_ns + 81 * SECOND) and sent[-1] == signal.SIGKILL
+    parent.control.pid = 0  # type: ignore[misc]
+    assert not parent._bound_stop(began_ns + 81 * SECOND), "the system has none to give"
+
+
+def test_a_control_that_ramps_down_has_its_minute(parent: Parent) -> None:
+    parent.image.head = 500
+    parent.stop(1)
+    began_ns, sent = parent.clock.monotonic_ns(), parent.control.sent  # type: ignore[attr-defined]
+    assert parent._bound_stop(began_ns + 69 * SECOND) and sent == [] and int(parent.image.stop) == 1
+    assert parent._bound_stop(began_ns + 71 * SECOND) and sent == [] and int(parent.image.stop) == 3
+    assert parent._bound_stop(began_ns + 81 * SECOND) and sent == [signal.SIGKILL]
+
+
+def test_a_third_signal_waits_for_nobody(parent: Parent) -> None:
+    parent.image.head = 500
+    parent.image.set_control_pid(10)
+    parent.stop(3)
+    assert parent._bound_stop(parent.clock.monotonic_ns()) and parent.control.sent == [signal.SIGTERM]  # type: ignore[attr-defined]
 
 
 def test_a_control_that_a_trial_s_settings_refuse_ends_no_run(parent: Parent) -> None:

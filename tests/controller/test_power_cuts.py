@@ -197,6 +197,33 @@ def test_the_reserve_takes_rows_and_gives_them_back(tmp_path: Path) -> None:
     store.close()
 
 
+def test_the_trail_keeps_the_order_of_what_happened_over_a_full_disk(tmp_path: Path) -> None:
+    """Waiting in the reserve, taken back, and with a clock that was set back before: an alarm after its `ack` stays after it."""
+    store = Store(tmp_path / "h.sqlite", 3)
+    store.add_event(9000.0, 0, "clock", "was wrong until here")
+    store.add_event(1.0, 1, "alarm", "meter_lost: first", "meter_lost")
+    store.add_audit(2.0, "me", "ack", None, None, "meter_lost")
+    for k, text in enumerate(("meter_lost cleared", "meter_lost: again")):  # in one second of the supervisor
+        store.reserve.add((3, 3.0, k, "ballast", "alarm", "meter_lost", None, None, text))
+    number = store.reserve.add((3, 4.0, None, "me", "command", "hold", 0.0, 60.0, "held"))
+    faults = ["meter_lost: first", "meter_lost", "meter_lost cleared", "meter_lost: again"]
+
+    def holds(store: Store, *, after: bool) -> None:
+        later = ["later"] if after else []
+        assert [row.text for row in store.faults(0.5)] == faults
+        assert [row.text for row in store.trail(100)] == ["was wrong until here", *faults, "held", *later]
+        assert [row.text for row in store.trail(2)] == [*faults, "held", *later][-2:], "the newest, also where few are asked for"
+        assert [row.text for row in store.trail(9, "again")] == ["meter_lost: again"]
+        assert next(iter(store.audit()))[:4] == (number, 4.0, "me", "hold")
+
+    holds(Store(tmp_path / "h.sqlite", readonly=True), after=False)
+    store.add_event(5.0, 5, "mode", "later")
+    assert store.reserve.empty()
+    holds(store, after=True)
+    assert [text for *_, text in store.events()][1:3] == ["meter_lost cleared", "meter_lost: again"]
+    store.close()
+
+
 def test_a_reserve_that_waits_is_taken_back_when_the_store_opens(tmp_path: Path) -> None:
     Store(tmp_path / "h.sqlite", 3).close()
     reserve = Reserve(tmp_path / "h.reserve")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -64,6 +65,23 @@ def test_instances_are_found_while_their_parent_lives(runtime: Path) -> None:
     os.close(fds[0])
     assert instance.find(None).site == "two"
     os.close(fds[1])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root to give a directory away")
+def test_root_is_told_whose_site_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it stands in that user's own place, which root does not look into by itself."""
+    for name in ("BALLAST_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(instance, "USERS_RUN", tmp_path)
+    directory = tmp_path / "65534" / "ballast-hall-77"
+    directory.mkdir(parents=True)
+    with pytest.raises(InstanceError, match="is not running"):
+        instance.find("hall-77")
+    Instance("hall-77", os.getpid(), 1, 3, str(directory), "").write()
+    os.chown(directory, 65534, 65534)
+    owner = pwd.getpwuid(65534).pw_name
+    with pytest.raises(InstanceError, match=f"site hall-77 was started by another user: .*`sudo -u {owner} ballast"):
+        instance.find("hall-77")
 
 
 def test_the_image_is_opened_through_the_parent(runtime: Path) -> None:

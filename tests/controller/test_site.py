@@ -64,6 +64,11 @@ def test_every_default_is_within_its_own_range() -> None:
         ("unit = 10", "unit = 0", "is outside 1 to 247"),
         ('port = "virtual"  ', 'port = "virtual-tcp"  ', "baud = 460800: means nothing on a TCP connection; leave it out"),
         ("stop_bits = 1", "latency_ms = 2.0", "latency_ms = 2: means nothing on a serial line"),
+        ("stop_bits = 1", 'rs485 = "yes"', 'bus.a.rs485 = "yes": is unknown; one of auto, on, inverted, off'),
+        ("stop_bits = 1", "rs485_before_ms = 1", "then the port's driver does not switch"),
+        ("stop_bits = 1", 'rs485 = "on"\nrs485_after_ms = 2', "t3.5 of 1.75 ms after which a device may answer; write 1 or less"),
+        ("baud = 460800\n", 'baud = 9600\nrs485 = "on"\nrs485_after_ms = 5\n', "t3.5 of 4.01 ms after which a device may answer; write 4"),
+        ("unit = 10", "unit = 10\nturnaround_ms = 1001.0", "is outside -1 to 1000 ms"),
         ('role = "pcs"', 'role = "pv"', 'no device has role = "pcs"'),
         ('port = "virtual"  ', 'port = "/dev/ttyS9"  ', "all or nothing"),
         ('parity = "E"', 'parity = "X"', 'write "E", "O" or "N"'),
@@ -84,6 +89,13 @@ def test_everything_at_once(tmp_path: Path) -> None:
     lines = refused(tmp_path, bad, ["nonsense", "battery.socc=1"]).splitlines()
     for part in ("import_limit_kw", "soc_target", "device.bms.unit", "device.pcs.role", "nonsense", "battery.socc"):
         assert sum(part in line for line in lines) >= 1, part
+
+
+@pytest.mark.parametrize("role", ["pcs", "meter", "bms"])
+def test_one_device_of_a_role(tmp_path: Path, role: str) -> None:
+    second = f'\n[[device]]\nname = "second"\nrole = "{role}"\nbus = "b"\nunit = 7\n'
+    text = refused(tmp_path, GOOD + second)
+    assert f'2 devices have role = "{role}": each would overwrite what the others say; keep one; packs in parallel' in text
 
 
 def test_toml_errors_name_the_line(tmp_path: Path) -> None:

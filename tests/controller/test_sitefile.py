@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from controller import build, sitefile, walk
 from controller import site as sites
-from controller.settings import BUS, DEVICE, SETTINGS, TCP_KEYS, row_of
+from controller.ports import KEYS, SERIAL
+from controller.settings import BUS, DEVICE, SETTINGS, row_of
 from controller.sitefile import SiteFileError, edited
 
 GOOD = sites.BUILTIN.read_text()
@@ -21,7 +22,7 @@ NUMBERS = sorted(key for key, row in SETTINGS.items() if row.kind == "float")
 
 def test_every_key_has_a_row_and_says_how_it_changes() -> None:
     flat = build.load_site(None, [], lambda: []).flat()
-    assert len(flat) == len(SETTINGS) + 2 * (len(BUS) - len(TCP_KEYS)) + 3 * len(DEVICE), "a serial bus has no keys of TCP"
+    assert len(flat) == len(SETTINGS) + 2 * (2 + len(KEYS[SERIAL])) + 3 * len(DEVICE), "a serial bus has no keys of TCP or CAN"
     for key in flat:
         row = row_of(key)
         assert row is not None and row.how in ("live", "restart", "start"), key
@@ -133,6 +134,34 @@ def test_a_file_that_was_edited_meanwhile_is_not_overwritten(tmp_path: Path) -> 
     with pytest.raises(SiteFileError, match="changed"):
         sitefile.write(path, GOOD, "x = 1\n")
     assert path.read_text() == GOOD + "# mine\n" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_edit_while_the_backup_is_written_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An editor saves between the two files, or while the second one goes to the disk."""
+    path, real = tmp_path / "site.toml", os.fsync
+    for at in (1, 2):
+        path.write_text(GOOD)
+        synced: list[int] = []
+
+        def slow(fd: int, at: int = at, synced: list[int] = synced) -> None:
+            real(fd)
+            synced.append(fd)
+            if len(synced) == at:
+                path.write_text(GOOD + "# mine\n")
+
+        monkeypatch.setattr(os, "fsync", slow)
+        with pytest.raises(SiteFileError, match="changed"):
+            sitefile.write(path, GOOD, "x = 1\n")
+        monkeypatch.undo()
+        assert path.read_text() == GOOD + "# mine\n" and sorted(p.name for p in tmp_path.iterdir()) == ["site.toml", "site.toml.bak"]
+
+
+def test_a_new_file_s_name_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[os.stat_result] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd)), real(fd))[1])
+    sitefile.create(tmp_path / "new.toml", GOOD)
+    assert [s.st_ino for s in synced] == [(tmp_path / "new.toml").stat().st_ino, tmp_path.stat().st_ino], "after the file"
 
 
 def test_a_disk_that_takes_nothing_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

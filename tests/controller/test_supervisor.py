@@ -250,16 +250,23 @@ def revised(bench: Bench, rev: int) -> None:
     bench.second(0)
 
 
-def test_another_billing_window_while_control_runs_is_no_jump_of_the_clock() -> None:
-    bench = Bench(wall_s=1_700_000_400.0)
+@pytest.mark.parametrize(("old", "new"), [(900, 1800), (1800, 900), (3600, 900), (0, 900), (900, 0)])
+@pytest.mark.parametrize("told", [False, True])
+def test_another_billing_window_while_control_runs_is_no_jump_of_the_clock(old: int, new: int, told: bool) -> None:
+    """The supervisor is told (a trial) before control runs with it, or sees it in the ticks alone."""
+    bench = Bench(sites.load(None, [f"grid.billing_window_s={old}"]), wall_s=1_700_001_300.0)
+    bench.image.sites[0] |= {"billing_window_s": float(old)}
     for _ in range(3):
         bench.second()
-    bench.image.sites[1] = {"f_nom_hz": 50.0, "billing_window_s": 1800.0}
+    if told:
+        bench.sup.take_site(sites.load(None, [f"grid.billing_window_s={new}"]), bench.clock.t_ns)
+        bench.second()  # control starts again meanwhile
+    bench.image.sites[1] = {"f_nom_hz": 50.0, "billing_window_s": float(new)}
     for _ in range(3):
         revised(bench, 1)
     assert bench.texts("clock") == []
-    wall_s = bench.clock.wall_s()
-    assert bench.image.billing_offset_s == pytest.approx((wall_s - bench.clock.t_ns / 1e9) % 1800.0, abs=0.01)
+    if new:
+        assert bench.image.billing_offset_s == pytest.approx(1_700_001_300 % new, abs=0.01)
 
 
 def test_a_loosened_limit_is_leased_and_told_and_a_forgotten_revision_is_said() -> None:

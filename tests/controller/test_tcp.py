@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _core.image import ProcessImage
 
 from controller import build, control
 from controller import site as sites
@@ -169,6 +170,44 @@ def test_a_server_that_is_away_is_dialled_with_growing_waits_and_said_once(
     waits = [b - a for a, b in itertools.pairwise(dialled)]
     assert waits == sorted(waits) and waits[0] < 0.3e9 and waits[-1] == pytest.approx(2e9, abs=0.06e9)
     assert capsys.readouterr().err.count("refuses the connection") == 1
+
+
+def test_a_connection_that_nobody_has_dialled_yet_is_no_loss(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock, engine, opened = ManualClock(1_000_000_000), FakeEngine(), []
+    monkeypatch.setattr(build, "open_port", lambda bus, path: opened.append(path) or 100 + len(opened))
+    helper = control.Helper(TCP, engine, {}, clock, buses=[1], new={1})
+
+    def look(seconds: float) -> str:
+        for _ in range(round(20 * seconds)):
+            clock.t_ns += 50_000_000
+            helper.look(1)
+        return capsys.readouterr().err
+
+    assert look(0.05) == "" and opened == ["tcp://192.0.2.8:1502"], "dialled at once"
+    assert look(3) == ""
+    del engine.fds[1]
+    assert "is gone" in look(0.05) and "is back" in look(3)
+
+
+def test_a_restarted_control_waits_for_no_name_to_resolve(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Bus a is a line, bus b a host whose name server does not answer: the line has its descriptor, and the engine can start."""
+    site = tcp_site(a="/dev/ttyS0", b="tcp://pcs.site")
+    control.remember(tmp_path, site, [build._offline_map(site, device) for device in site.devices])
+    opened: list[str] = []
+    engine = FakeEngine()
+    engine.prepare = lambda: None  # type: ignore[attr-defined]
+
+    def open_port(bus: Any, path: str) -> int:
+        assert not bus.tcp, "it may take half a minute"
+        opened.append(bus.name)
+        return os.dup(0)
+
+    monkeypatch.setattr(build, "open_port", open_port)
+    monkeypatch.setattr(control, "Engine", lambda *_, **__: engine)
+    image = ProcessImage.create()
+    assert control.prepare(site, image, tmp_path, {}, Stop(0)) == (engine, True)  # type: ignore[arg-type]
+    assert opened == ["a"] and list(engine.fds) == [0] and image.control_pid == os.getpid()
+    os.close(engine.fds[0])
 
 
 class Stop:

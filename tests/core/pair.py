@@ -176,13 +176,15 @@ class Walk(Rig):
         super().__init__(jitter_hz=1e-6, **site)
         self.rng = random.Random(seed)
         self.operator = random.Random(seed + 1000)
+        self.wires = random.Random(seed + 2000)
         self.until: dict[str, int] = {}
         self.inp["billing_phase_s"] = 100.0
 
-    def _for(self, name: str, chance: float, ticks: tuple[int, int]) -> bool:
+    def _for(self, name: str, chance: float, ticks: tuple[int, int], rng: random.Random | None = None) -> bool:
         """True while the event `name` lasts."""
-        if self.tick >= self.until.get(name, 0) and self.rng.random() < chance:
-            self.until[name] = self.tick + self.rng.randint(*ticks)
+        rng = rng or self.rng
+        if self.tick >= self.until.get(name, 0) and rng.random() < chance:
+            self.until[name] = self.tick + rng.randint(*ticks)
         return self.tick < self.until.get(name, 0)
 
     def walk(self) -> dict[str, Any]:
@@ -199,6 +201,7 @@ class Walk(Rig):
             self.stale.add("meter")
         self.frozen = self._for("frozen", 0.0005, (100, 900))
         self.follow = not self._for("deaf", 0.0004, (150, 300))
+        self.meter_sign = -1.0 if self._for("reversed", 0.0003, (60, 120), self.wires) else 1.0
         sag = self._for("sag", 0.0015, (3, 60))
         if not self.frozen:
             i["meter"]["v1_v"] = 100.0 if sag else 230.0 + x.uniform(-10, 10)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from _core import faults
-from controller import settings
+from controller import build, settings
 from controller.__main__ import main
+from hal import gantt
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -27,6 +28,11 @@ def test_settings_that_the_table_of_faults_names_exist() -> None:
     text = " ".join(f"{r.detected} {r.debounce} {r.recovery}" for r in faults.FAULTS)
     named = set(re.findall(r"\b((?:control|grid|pcs|battery|site)\.\w+)", text))
     assert len(named) >= 8 and named <= set(settings.SETTINGS), named - set(settings.SETTINGS)
+
+
+def test_the_tick_in_the_pages_is_the_one_that_check_draws() -> None:
+    drawn = "\n".join(gantt.draw(build.plan(build.load_site(None))))
+    assert f"```\n{drawn}\n```" in (ROOT / "docs" / "commissioning.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -11,9 +11,10 @@ from hal.canscan import CanScan
 from hal.scan import BusScan, compile_site
 
 from hal.canplan import CanSpec, CanTable, Traffic, plan_can, responses, worst_bits
-from hal.canrows import Frame
+from hal.canrows import CanMap, Frame
 from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, plan_site
-from hal.profile import load_profile
+from hal.plantypes import PlanProblem
+from hal.profile import load_profile, parse_profile
 from hal.sunspec import assumed
 
 
@@ -148,6 +149,42 @@ def test_what_does_not_fit_is_told_at_once() -> None:
     text = "\n".join(map(str, problems))
     for words in ("0x351 is one's already", "no unit_offset", "four does not speak CAN", "five speaks CAN", "bound as pcs"):
         assert words in text, text
+
+
+@pytest.mark.parametrize(("ext", "first", "bits"), [(False, 0x7F0, 11), (True, 0x1FFFFFF0, 29)])
+def test_no_unit_has_an_id_that_there_is_none_of(ext: bool, first: int, bits: int) -> None:
+    text = f'''name = "x"
+role = "bms"
+transport = "can"
+unit_offset = 15
+[[frame]]
+id = {first}
+ext = {str(ext).lower()}
+period_ms = 100.0
+lost_ms = 300.0
+signals = [{{ signal = "soc", start = 0, length = 16 }}]
+'''
+    device, problems = parse_profile(text, "x.toml"), list[PlanProblem]()
+    table = plan_can([CanSpec("c")], [DeviceSpec("two", "bms", "c", 2, device)], {}, problems)["c"]
+    assert not problems and CanScan(table).filters == [(first + 15, ext)]  # the highest id there is
+    plan_can([CanSpec("c")], [DeviceSpec("three", "bms", "c", 3, device)], {}, problems)
+    (one,) = map(str, problems)
+    for words in ("device three: unit 3", f"id {first + 30:#x}", f"beyond {bits} bits", "unit_offset = 0xf"):
+        assert words in one, one
+    assert "a smaller unit" in one and "another unit_offset in the profile" in one
+
+
+def test_an_unknown_map_and_too_many_devices_are_problems() -> None:
+    problems: list[PlanProblem] = []
+    plan_can([CanSpec("c")], [DeviceSpec("one", "bms", "c", 1, "nope")], {}, problems)
+    assert len(problems) == 1 and "device one: no map 'nope'" in str(problems[0])
+    quiet = CanMap("q", "bms")
+    for n, said in ((16, []), (17, ["17 devices, at most 16 on a CAN bus"])):
+        problems.clear()
+        table = plan_can([CanSpec("c")], [DeviceSpec(f"d{k}", "bms", "c", 1, quiet) for k in range(n)], {}, problems)["c"]
+        assert [w in str(p) for p, w in zip(problems, said, strict=True)] == [True] * len(said)
+        if not said:
+            CanScan(table)  # it has room for as many
 
 
 def test_two_commands_are_refused_across_the_kinds_of_bus() -> None:

@@ -150,6 +150,7 @@ def why(text: str) -> str:
         ('transport = "can"', 'transport = "can"\ndbc = "absent.dbc"', "cannot be read"),
         ('role = "bms"', 'role = "meter"', "role"),
         ("scale = 0.0001", 'scale = 0.0001 }, { signal = "soc", start = 16, length = 8', "fed twice"),
+        ("scale = 0.0001", "map = [[9223372036854775808, 1.0]]", "at most 16 pairs"),
         ("scale = 0.0001", 'scale = 0.0001 }, { signal = "batt_v", permit = "set", start = 16, length = 8', "no value"),
     ],
 )
@@ -182,9 +183,77 @@ signals = [{ source = "p_cmd_w", start = 0, length = 24, signed = true }]
         ("byte = 7", "byte = 9", "checksum.byte"),
         ('source = "p_cmd_w"', 'source = "p_cmd_w", const = 1.0', "one of them"),
         ('purpose = "command"', 'purpose = "cyclic"', "period_ms"),
+        ("signed = true", "signed = true, mux = { start = 16, length = 8, value = 1 }", "shares bit 16 of 0x200 with mux 1"),
+        ("signed = true", "signed = true, mux = { start = 50, length = 2, value = 1 }", "'counter': shares bit 50 of 0x200 with mux 1"),
+        ("signed = true", "signed = true, mux = { start = 60, length = 8, value = 1 }", "'mux 1': lies outside the 8 bytes"),
+        ("signed = true", "signed = true, mux = { start = 32, length = 4, value = 17 }", "mux = 17: does not fit into 4 bits"),
+        ("signed = true", "signed = true, range = [1000.0, 5000.0]", "holds no 0: a command of 0 would be sent as power"),
+        ("signed = true", "signed = true, range = [-5000.0, -1.0]", "holds no 0: a command of 0 would be sent as power"),
+        ("signed = true", "offset = -8388608.5", "its raw number 8.38861e+06 is no integer from 0 to 16777215"),
+        ("signed = true", "offset = 1.0", "its raw number -1 is no integer from 0"),
+        ("signed = true", "signed = true, wrap = true", "a power beyond the field would be sent as another one"),
     ],
 )
 def test_a_bad_transmit_says_what_is_wrong(old: str, new: str, words: str) -> None:
     text = (GOOD + TRANSMIT).replace('role = "bms"', 'role = "pcs"').replace('"soc"', '"batt_p_w"')
     assert isinstance(parse_profile(text, "x.toml"), CanMap)
     assert words in why(text.replace(old, new, 1))
+
+
+MUXED = """{ source = "p_cmd_w", start = 0, length = 24, signed = true, mux = { start = 32, length = 4, value = 1 } },
+    { source = "enable", start = 24, length = 1, mux = { start = 32, length = 4, value = MUX } }"""
+
+
+def test_rows_of_one_multiplexer_number_share_it_and_others_do_not() -> None:
+    text = (GOOD + TRANSMIT).replace('role = "bms"', 'role = "pcs"').replace('"soc"', '"batt_p_w"')
+    text = text.replace('{ source = "p_cmd_w", start = 0, length = 24, signed = true }', MUXED)
+    assert isinstance(parse_profile(text.replace("MUX", "1"), "x.toml"), CanMap)
+    assert "'mux 2': shares bit 32 of 0x200 with mux 1" in why(text.replace("MUX", "2"))
+
+
+DBC = """VERSION ""
+NS_ :
+BS_:
+BU_: Ballast Pcs
+BO_ {id} Feedback: {length} Pcs
+ SG_ Power : 0|16@1- (1,0) [0|0] "W" Ballast
+ SG_ Counter : 16|{bits}@1+ (1,0) [0|0] "" Ballast
+BA_DEF_ BO_ "GenMsgCycleTime" INT 0 99999;
+BA_DEF_DEF_ "GenMsgCycleTime" 10;
+"""
+BY_DBC = """name = "x"
+role = "pcs"
+transport = "can"
+dbc = "x.dbc"
+lost_ms = 100.0
+[[frame]]
+message = "Feedback"
+counter = "Counter"
+signals = [{ signal = "batt_p_w", dbc_signal = "Power" }]
+"""
+
+
+def by_dbc(folder: Path, length: int = 8, bits: int = 4, number: int = 0x100, more: str = "") -> CanMap:
+    (folder / "x.dbc").write_text(DBC.format(id=number, length=length, bits=bits))
+    found = parse_profile(BY_DBC.replace('counter = "Counter"', f'counter = "Counter"\n{more}'), str(folder / "x.toml"))
+    assert isinstance(found, CanMap)
+    return found
+
+
+def test_what_a_dbc_says_is_judged_like_what_the_profile_says(tmp_path: Path) -> None:
+    (frame,) = by_dbc(tmp_path).frames
+    assert (frame.id, frame.ext, frame.length, frame.period_ms) == (0x100, False, 8, 10.0)
+    for length in (12, 64):
+        with pytest.raises(ProfileError, match=f"has {length} bytes: is more than a classic CAN frame carries; CAN FD is not spoken here"):
+            by_dbc(tmp_path, length)
+    with pytest.raises(ProfileError, match="CAN FD is not spoken here"):
+        by_dbc(tmp_path, 64, more="length = 8")
+    for bits in (2, 32):
+        assert by_dbc(tmp_path, bits=bits).frames[0].counter is not None
+    for bits in (1, 33):
+        with pytest.raises(ProfileError, match=f"has {bits} bits; a signal of 2 to 32 bits"):
+            by_dbc(tmp_path, bits=bits)
+    extended = 0x18FF50E5
+    assert by_dbc(tmp_path, number=extended | 1 << 31).frames[0].id == extended
+    with pytest.raises(ProfileError, match="an integer from 0 to 2047"):
+        by_dbc(tmp_path, number=extended | 1 << 31, more="ext = false")

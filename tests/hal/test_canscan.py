@@ -62,6 +62,27 @@ def test_a_device_that_is_another_one_is_never_believed() -> None:
     assert link.bench.group("bms")[3] == 2
 
 
+def test_who_comes_back_after_a_silence_proves_its_identity_anew() -> None:
+    link = MemorySlcan(("bms", "x", parse_profile(IDENTITY, "x.toml")))
+    value, name = Frame(0x100, b"\x32" + bytes(7)), Frame(0x101, b"\xca\xfe")
+    link.hear(name, value)
+    assert link.bench.device(0)["verified"] == 1
+    link.step(29)
+    link.hear(value)  # late, not lost
+    assert link.bench.device(0)["verified"] == 1
+    link.step(31)
+    link.hear(value)
+    assert (link.bench.device(0)["alive"], link.bench.device(0)["verified"]) == (1, 0)
+    link.hear(name)
+    assert link.bench.device(0)["verified"] == 1
+    link.step(31)
+    link.hear(Frame(0x101, b"\xca\xff"), value)  # another one came back
+    assert link.bench.device(0)["verified"] == -1
+    link.step(31)
+    link.hear(value)  # and no silence makes it believed
+    assert (link.bench.device(0)["alive"], link.bench.device(0)["verified"]) == (0, -1)
+
+
 MUX = """name = "x"
 role = "bms"
 transport = "can"
@@ -116,6 +137,63 @@ def test_what_is_not_needed_is_unknown_when_it_stops() -> None:
     assert link.bench.get("pcs_v_v") == 230.0
     link.step(101)
     assert math.isnan(link.bench.get("pcs_v_v")) and link.bench.group("pcs_life")[3] == 2
+
+
+SLOW_STATE = """name = "x"
+role = "pcs"
+transport = "can"
+[[frame]]
+id = 0x180
+period_ms = 10.0
+lost_ms = 1000.0
+signals = [{ signal = "batt_p_w", start = 0, length = 16, signed = true }]
+[[frame]]
+id = 0x181
+period_ms = 200.0
+lost_ms = 1000.0
+signals = [{ signal = "pcs_state", start = 0, length = 8 }]
+[[transmit]]
+id = 0x200
+purpose = "command"
+signals = [{ source = "p_cmd_w", start = 0, length = 16, signed = true }]
+"""
+
+
+def test_a_converter_is_deaf_when_one_of_its_frames_is_late_each_by_its_own_period() -> None:
+    link = MemorySlcan(("pcs", "x", parse_profile(SLOW_STATE, "x.toml")))
+    power, state = Frame(0x180, bytes(8)), Frame(0x181, b"\x03" + bytes(7))
+
+    def deaf(ticks: int, fast: bool, slow: bool) -> list[bool]:
+        said = []
+        for k in range(ticks):
+            link.hear(*[power] * fast, *[state] * (slow and k % 20 == 0))
+            link.step()
+            said.append(link.bench.deaf)
+        return said
+
+    assert deaf(60, True, True) == [False] * 60
+    assert deaf(6, False, True) == [False, True, True, True, True, True]  # 20 ms without power, then 30: later than 2.5 periods
+    assert deaf(1, True, True) == [False]
+    late = deaf(60, True, False)
+    assert late.index(True) == 49 and all(late[49:])  # 510 ms without a state, the last of which came 20 ms before
+
+
+def test_an_adapter_that_refuses_a_line_may_have_refused_the_command() -> None:
+    link = MemorySlcan(("pcs", "x", parse_profile(SLOW_STATE, "x.toml")))
+    power, state = Frame(0x180, bytes(8)), Frame(0x181, b"\x03" + bytes(7))
+    link.hear(power, state)
+    link.step()
+    assert not link.bench.deaf
+    link.bench.bytes(0, b"\x07", link.now)
+    assert link.bench.deaf and link.scan.errors["refused"] == 1  # as the next step of the kernel sees it
+    link.hear(power)
+    link.step()
+    link.bench.bytes(0, b"z\r", link.now)
+    assert not link.bench.deaf
+    link.bench.ask(gate=0)
+    link.step()
+    link.bench.bytes(0, b"\x07", link.now)
+    assert not link.bench.deaf  # no command was to leave
 
 
 def test_error_frames_reach_the_counters() -> None:
@@ -216,5 +294,5 @@ def test_whatever_a_socket_gives_is_a_frame_or_counted(reads: list[bytes]) -> No
     for r in reads:
         link.bench.bytes(0, r, link.now)
         link.step()
-    assert link.scan.errors["junk"] >= sum(len(r) not in (16, 72) for r in reads)
+    assert link.scan.errors["junk"] >= sum(len(r) != 16 for r in reads)
     assert link.bench.device(0)["alive"] == 0  # no random frame has a right checksum and comes with its status

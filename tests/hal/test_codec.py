@@ -43,18 +43,21 @@ def test_scale_sign_offset_mask_map_sentinel_range() -> None:
 
 @given(
     st.sampled_from(sorted(RANGES)),
-    st.floats(allow_nan=False, allow_infinity=False),
+    st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.floats(-40_000.0, 40_000.0)),
     st.sampled_from([0.001, 0.01, 0.1, 1.0, 10.0, 100.0]),
     st.sampled_from([1, -1]),
+    st.integers(0, 32767),
 )
-def test_a_power_never_grows_by_rounding_or_saturation(type_: str, value: float, scale: float, sign: int) -> None:
-    words = encode_words(Encode(0, type_, "p_cmd_w", scale=scale, sign=sign, toward_zero=True), value)
+def test_a_power_never_grows_by_rounding_or_saturation(type_: str, value: float, scale: float, sign: int, zero: int) -> None:
+    """`zero`: the raw number that says 0 W."""
+    words = encode_words(Encode(0, type_, "p_cmd_w", scale=scale, offset=-zero * scale, sign=sign, toward_zero=True), value)
     assert words is not None
     raw = struct.unpack(">" + CODES[type_], b"".join(w.to_bytes(2, "big") for w in words))[0]
     assert RANGES[type_][0] <= raw <= RANGES[type_][1]
-    assert abs(raw * scale) <= abs(value) * (1 + 1e-9)
-    if RANGES[type_][0] * scale < sign * value < RANGES[type_][1] * scale:
-        assert abs(sign * raw * scale - value) <= scale * (1 + 1e-6)
+    said = (raw - zero) * scale
+    assert abs(said) <= abs(value) * (1 + 1e-9) and sign * said * value >= 0.0
+    if (RANGES[type_][0] - zero) * scale < sign * value < (RANGES[type_][1] - zero) * scale:
+        assert abs(sign * said - value) <= scale * (1 + 1e-6)
 
 
 @given(st.integers(-(2**31) + 1, 2**31 - 1), orders, orders)

@@ -75,11 +75,11 @@ def test_frames_equal_pymodbus() -> None:
 def test_units_of_both_framings() -> None:
     for unit in (0, 248, 255):
         assert PyRtuMaster(tcp=True).request(unit, 3, 0, 1)[6] == unit
-        with pytest.raises(ValueError, match=f"unit {unit}"):
-            PyRtuMaster().request(unit, 3, 0, 1)
-    for unit in (-1, 256):
+    for unit in (1, 248, 255):  # those above 247 are reserved on a line, and power shelves have them
+        assert PyRtuMaster().request(unit, 3, 0, 1)[0] == unit
+    for tcp, unit in ((False, 0), (False, 256), (True, -1), (True, 256)):
         with pytest.raises(ValueError, match="no such request"):
-            PyRtuMaster(tcp=True).request(unit, 3, 0, 1)
+            PyRtuMaster(tcp=tcp).request(unit, 3, 0, 1)
 
 
 def test_transaction_identifiers_count_and_wrap() -> None:

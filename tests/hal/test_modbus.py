@@ -83,7 +83,7 @@ def test_frames_equal_pymodbus() -> None:
     "ask",
     [
         dict(unit=0, fc=3, addr=0, count=1),
-        dict(unit=248, fc=3, addr=0, count=1),
+        dict(unit=256, fc=3, addr=0, count=1),
         dict(unit=1, fc=3, addr=0, count=126),
         dict(unit=1, fc=3, addr=65535, count=2),
         dict(unit=1, fc=3, addr=0, count=0),

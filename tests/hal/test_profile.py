@@ -67,6 +67,7 @@ def why(text: str) -> list[str]:
         (HEAD + ROW + "nan = [4294967296]\n", "read[0].nan"),
         (HEAD + ROW + "bit = 3\n", "read[0].type"),
         (HEAD + ROW + "colour = 1\n", "read[0].colour"),
+        (HEAD + ROW.replace("f32", "u64") + "map = [[9223372036854775808, 1.0]]\n", "at most 16 pairs"),
         (HEAD + ROW + "range = [5.0, 1.0]\n", "read[0].range"),
         (HEAD + "window_ms = -1\n" + ROW, "window_ms"),
         (HEAD.replace("meter", "toaster") + ROW, "role"),
@@ -111,6 +112,31 @@ def test_a_setpoint_in_flash_is_refused_for_cyclic_writing(value: str) -> None:
 )
 def test_writes_are_blocks_without_holes(more: str, text: str) -> None:
     assert any(text in p for p in why(PCS + WRITE.format('cyclic_write = "ok"', more)))
+
+
+@pytest.mark.parametrize("limits", ["[1000.0, 5000.0]", "[-5000.0, -1.0]"])
+@pytest.mark.parametrize("source", ["p_cmd_w", "q_cmd_var"])
+def test_a_command_of_zero_is_within_the_range(source: str, limits: str) -> None:
+    text = PCS + WRITE.format('cyclic_write = "ok"', "").replace('source = "p_cmd_w"', f'source = "{source}", range = {limits}')
+    assert any("holds no 0: a command of 0 would be sent as power" in p for p in why(text))
+    assert parse_profile(text.replace(limits, "[-5000.0, 5000.0]")).writes[0].encodes[0].lo == -5000.0
+
+
+@pytest.mark.parametrize(
+    ("coding", "words"),
+    [
+        ("type = \"u16\", offset = -32768.5", "its raw number 32768.5 is no integer from 0 to 65535"),
+        ("type = \"u16\", scale = 10.0, offset = -1005.0", "its raw number 100.5 is no integer"),
+        ("type = \"u16\", offset = 1000.0", "its raw number -1000 is no integer from 0"),
+        ("type = \"i16\", offset = 40000.0", "its raw number -40000 is no integer from -32767 to 32767"),
+        ("type = \"u16\", wrap = true", "a power beyond the field would be sent as another one"),
+    ],
+)
+def test_a_power_has_a_raw_number_for_zero_and_does_not_turn_over(coding: str, words: str) -> None:
+    text = PCS + WRITE.format('cyclic_write = "ok"', "")
+    good = text.replace('type = "i16"', 'type = "u16", scale = 0.1, offset = -3276.8')
+    assert good != text and parse_profile(good).writes[0].encodes[0].offset == -3276.8
+    assert any(words in p for p in why(text.replace('type = "i16"', coding)))
 
 
 def test_fc06_writes_one_register_and_fc23_reads() -> None:

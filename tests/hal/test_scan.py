@@ -399,6 +399,11 @@ def test_115200_delays_as_planned() -> None:
     in_place = round(plan.step_ms * 1e6)
     assert sum(abs(t - in_place) < 10_000 for t in commands) > 160
     assert max(commands) / MS < in_place / MS + 3.7
+    assert sum(t > in_place + MS for t in commands) == 18, "one in ten, but for the renewals, which nobody asks for here"
+    slots = plan.to_json()["after_slots"]["B"]
+    assert len(frames(world, 1, fc=3, addr=pcs_addr(701) + 3)) == 2 * slots["pcs readback 40073"] > 0
+    assert len(frames(world, 1, fc=3)) == 2 * sum(n for name, n in slots.items() if "readback" in name or "second" in name)
+    assert world.ports[1].slots_missed == 0
     assert world.collisions == 0
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from hal.sunspec import compile_device, scan
-from hal.wire import BlockingLine, NoAnswer, PortError, close_port, low_latency, open_port, transact
+from hal.wire import BlockingLine, NoAnswer, PortError, close_port, open_port, transact
 from tests.hal import sunspec_image
 
 
@@ -71,12 +71,6 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
         open_port("/dev/ttyS0", 12345)
     with pytest.raises(PortError, match="parity"):
         open_port("/dev/ttyS0", 9600, "X")
-
-
-def test_low_latency_says_why_not(pair: tuple[int, str]) -> None:
-    fd = open_port(pair[1], 9600)
-    assert "not granted" in (low_latency(fd) or "")
-    close_port(fd)
 
 
 def test_no_answer_and_hang_up(pair: tuple[int, str]) -> None:

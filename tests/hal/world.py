@@ -93,7 +93,7 @@ class World:
         self.sent.append((bus, now, frame))
         if now < self.busy_until[bus]:
             self.collisions += 1
-        end = now + round(len(frame) * self._char(bus))
+        end = now + round(len(frame) * self._char(bus) + self.plan.tables[bus].spec.line.lead_ms * 1e6)
         self.busy_until[bus] = end
         self.after(end + round(self.plan.tables[bus].spec.line.t35_ms * 1e6), lambda: self._detect(bus, frame))
         return len(frame)

@@ -29,6 +29,15 @@ HANDS = {
 }  # fmt: skip
 
 
+AGAIN = 3
+
+
+def missed_ticks(done: Results) -> bool:
+    """Whether following failed for the machine's sake."""
+    row = done.steps["following"]
+    return row["verdict"] != PASS and "ticks were missed" in row["reason"]
+
+
 class Person(Terminal):
     """Says yes, and does what "Now: ..." and "Now ..., then press Enter" ask for."""
 
@@ -87,18 +96,22 @@ def test_all_steps_with_a_person_at_the_cabinet(
     rig = Rig(here, live.image, site, maps, RealClock(), talk, author="person")
     done = Results(tmp_path / "commissioning.json")
     walked = guide.run(rig, done, talk)
-    verdicts = {name: row["verdict"] for name, row in done.steps.items()}
-    missed = done.steps["following"]["numbers"]["missed"]
-    if missed:  # a busy machine: that is what the step is for, and no fault of the walk
-        verdicts["following"] = PASS
-    assert verdicts == dict.fromkeys(guide.NAMES, PASS), "\n".join(talk.said)
-    assert walked or missed
+    for _ in range(AGAIN):  # a busy machine misses ticks: that is what the step is for, and a person would repeat it
+        if walked or not missed_ticks(done):
+            break
+        walked = guide.run(rig, done, talk)
+    judged = walked or not missed_ticks(done)
+    due = [name for name in guide.NAMES if judged or name != "following"]
+    assert {name: done.steps[name]["verdict"] for name in due} == dict.fromkeys(due, PASS), "\n".join(talk.said)
+    assert walked == judged
     numbers = {name: row["numbers"] for name, row in done.steps.items()}
     assert numbers["polarity"]["grid_per_battery"] == pytest.approx(-1.0, abs=0.05)
     assert numbers["delay"]["dead_s"] + numbers["delay"]["tau_s"] == pytest.approx(0.00475, abs=0.001)
     assert numbers["reversion"]["dc_s"] < 3.0 + 1.5
     assert live.image.setpoint(core.SLOT_OPERATOR)["kind"] == core.SP_NONE
-    assert "P. Erson" in next(tmp_path.glob("commissioning-*.html")).read_text()
+    assert "P. Erson" in max(tmp_path.glob("commissioning-*.html")).read_text()
+    if not judged:
+        pytest.skip(f"following is not judged: this machine missed ticks in each of {1 + AGAIN} tries; every other step passed")
 
 
 def test_the_command_lists_refuses_and_stops_with_the_battery_released(running: tuple[Cabinet, Live], tmp_path: Path) -> None:
@@ -119,7 +132,12 @@ def test_the_command_lists_refuses_and_stops_with_the_battery_released(running: 
         process.stdin.write("go\n")
         process.stdin.flush()
         until(lambda: live.image.setpoint(core.SLOT_OPERATOR)["kind"] == core.SP_HOLD, 40, "no hold")
-        os.kill(process.pid, signal.SIGHUP)
+        for signum in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):  # only the first counts
+            os.kill(process.pid, signum)
         assert process.wait(20) == 130
+        assert process.stderr is not None and "; no hold stands; " in process.stderr.read()
     assert live.image.setpoint(core.SLOT_OPERATOR)["kind"] == core.SP_NONE
     assert not (tmp_path / "state" / live.site / "commissioning.json").exists()  # what was cut is no result
+    (tmp_path / "state" / live.site / "commissioning.json").write_text("{")
+    listed = live.ballast("test", "--list")
+    assert listed.returncode == 0 and "put aside as commissioning.damaged" in listed.stderr

@@ -23,6 +23,7 @@ from bench.cable import Cable
 from controller import instance
 from controller.console import presence
 from controller.console.accounts import Accounts
+from controller.store import Store, Trail
 from tests.loop.live import Cabinet, Live, alive, links, until
 from tests.loop.person import Tmux, have, minicom, picocom
 
@@ -115,6 +116,14 @@ def rss_kb(pid: int) -> int:
     return int(next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")).split()[1])
 
 
+def trail(hall: Hall, word: str) -> list[Trail]:
+    store = Store(hall.state / "history.sqlite", readonly=True)
+    try:
+        return store.trail(20, word)
+    finally:
+        store.close()
+
+
 def test_first_start_over_picocom(hall: Hall) -> None:
     """A new site: no account, none by default; the first log-in makes one, and a stranger finds their way."""
     cable, _ = hall.console("first")
@@ -155,8 +164,8 @@ def test_an_operator_at_work(hall: Hall, program: str) -> None:
     person.type("settings set grid.import_limit_w 440kW")
     person.sees("needs the role engineer; otto is")
     person.type("top")
-    screen = person.sees("wake p50")
-    assert "ballast builtin GRID" in screen and "setpoint operator" in screen and "bus a" in screen, screen
+    screen = person.sees("bus a")  # the last row of the picture
+    assert "ballast builtin GRID" in screen and "setpoint operator" in screen and "wake p50" in screen, screen
     person.keys("q")
     person.sees("builtin GRID>")
     person.type("trend p_cmd_w 10s")
@@ -165,6 +174,43 @@ def test_an_operator_at_work(hall: Hall, program: str) -> None:
     person.sees("the battery follows the load")
     person.type("events 30 otto")
     assert "hold: battery held at 20000 W" in person.sees("release: operator slot emptied")
+
+
+def test_in_the_terminal_it_was_started_in(hall: Hall) -> None:
+    """`ballast console` at the cabinet's own screen or over ssh: its terminal, no port, no knock; the shell gets its terminal back."""
+    hall.accounts()
+    console = f"{sys.executable} -m controller console --site {hall.live.site}"
+    person = hall.sit_down(["sh", "-c", f"SSH_CONNECTION='192.0.2.7 1 192.0.2.1 22' {console}; stty -a; exec sleep 60"])
+    person.sees("user:")
+    hall.log_in(person, "otto")
+    person.type("who")
+    person.sees("from 192.0.2.7 (you)")
+    person.keys("s", "e", "t", "p", "Tab")
+    person.type("20kW")
+    person.sees("at once when this line is lost")
+    until(lambda: hall.live.out["slot"] == core.SLOT_OPERATOR, 5)
+    person.type("top")
+    person.sees("wake p50")
+    person.keys("q")
+    person.sees("builtin GRID>")
+    person.keys("C-d")
+    screen = person.sees("logged out")
+    until(lambda: hall.live.out["slot"] == -1, 5, "log-out took the setpoint along")
+    screen = person.sees("echoe")
+    assert " icanon" in screen and " -icanon" not in screen and " opost" in screen, screen
+
+
+def test_a_terminal_that_is_closed_ends_its_setpoint(hall: Hall) -> None:
+    """What sshd does when the network goes: the terminal hangs up."""
+    hall.accounts()
+    person = hall.sit_down([sys.executable, "-m", "controller", "console", "--site", hall.live.site])
+    hall.log_in(person, "otto")
+    person.type("setpoint 20kW")
+    person.sees("until `setpoint off`")
+    until(lambda: hall.live.out["slot"] == core.SLOT_OPERATOR, 5)
+    person.end()
+    until(lambda: hall.live.out["slot"] == -1, 2.5, "at once, before its lease is over")
+    until(lambda: not presence.here(hall.state), 5)
 
 
 def test_plain_lines_for_a_terminal_that_knows_nothing(hall: Hall) -> None:
@@ -222,11 +268,12 @@ def test_ten_megabytes_of_noise_before_and_after_log_in(hall: Hall) -> None:
     cable, process = hall.console("noise", None)
     fd = os.open(cable.far, os.O_RDWR | os.O_NOCTTY)
     gone = threading.Event()
+    said = bytearray()
 
     def swallow() -> None:
         while not gone.is_set():
             with contextlib.suppress(OSError):
-                os.read(fd, 65536)
+                said.extend(os.read(fd, 65536))
 
     threading.Thread(target=swallow, daemon=True).start()
     time.sleep(1.0)
@@ -241,15 +288,16 @@ def test_ten_megabytes_of_noise_before_and_after_log_in(hall: Hall) -> None:
     noise(1)
     small = rss_kb(process.pid)
     noise(4)
+    until(lambda: cable.to_cabinet >= 5 << 20, 15, "the cable has carried it")
     time.sleep(1.0)
-    os.write(fd, b"\x03\r")
-    time.sleep(2.0)
-    os.write(fd, b"otto\r")
-    time.sleep(1.0)
-    os.write(fd, PASSWORDS["otto"].encode() + b"\r")
+    for words, text in ((b"user: ", b"\x03\r"), (b"password: ", b"otto\r"), (b"lists the commands", PASSWORDS["otto"].encode() + b"\r")):
+        since = len(said)
+        os.write(fd, text)
+        until(lambda words=words, since=since: words in said[since:], 15, words.decode())
     until(lambda: presence.here(hall.state), 15, "log-in after the noise")
     head = int(hall.live.image.head)
     noise(5)
+    until(lambda: cable.to_cabinet > 10 << 20 and b"thrown away" in said, 15, "the noise has been read, and told of")
     time.sleep(1.0)
     assert process.poll() is None
     assert rss_kb(process.pid) - small < 16_000, "kB"
@@ -330,7 +378,7 @@ def test_the_console_outlives_supervisor_and_control_and_says_what_is_lost(hall:
         until(lambda: abs(hall.live.out["p_cmd_w"] - 10e3) < 1, 20, "also beside a supervisor that hangs")
         until(lambda: hall.live.limit("lease"), 10)
         person.type("alarms")
-        person.sees("lease")
+        person.sees("lease STANDS")  # "release" holds the word as well
     finally:
         os.kill(hall.live.here.supervisor_pid, signal.SIGCONT)
     parent, control = hall.live.here.pid, hall.live.here.control_pid
@@ -342,11 +390,12 @@ def test_the_console_outlives_supervisor_and_control_and_says_what_is_lost(hall:
         screen = person.sees("Still here")
         assert "CONTROL IS NOT RUNNING" in screen and "Lost with it" in screen
     finally:
-        head = hall.live.image.head
+        head = int(hall.live.image.head)
         os.kill(parent, signal.SIGCONT)
     hall.live.grid(head=head)
-    person.type("events 5 control")
-    person.sees("events 5 control")
+    until(lambda: trail(hall, "began again"), 10, "the supervisor has seen it")
+    person.type("events 5 control_lost")
+    person.sees("began again, from the kernel's reset")
 
 
 def test_a_site_that_ends_and_comes_back_under_a_session(hall: Hall) -> None:

@@ -244,6 +244,25 @@ def supervisor_again(live: Live, pid: int, seconds: float) -> None:
     until(lambda: live.here.supervisor_pid not in (0, pid) and alive(live.here.supervisor_pid), seconds, "another supervisor")
 
 
+def test_an_operator_is_heard_while_the_supervisor_is_dead(hall: Hall) -> None:
+    """Killed, with nobody to start another: the parent is halted."""
+    live, old = hall.live, hall.live.here.supervisor_pid
+    os.kill(live.process.pid, signal.SIGSTOP)
+    try:
+        os.kill(old, signal.SIGKILL)
+        until(lambda: not alive(old), 2)
+        assert live.ballast("hold", "5kW", "--for", "60").returncode == 0
+        until(lambda: live.limit("hold") and live.limit("lease"), 6, "held, also after the lease's end")
+        until(lambda: abs(live.out["p_cmd_w"] - 5e3) < 1, 10)
+        assert live.out["mode"] == core.MODE_GRID and live.here.supervisor_pid == old
+        assert live.ballast("release").returncode == 0
+        until(lambda: not live.limit("hold"), 2)
+    finally:
+        os.kill(live.process.pid, signal.SIGCONT)
+    supervisor_again(live, old, 4.0)
+    until(lambda: not live.limit("lease"), 10, "leases again")
+
+
 def test_a_killed_supervisor_is_back_in_two_seconds(hall: Hall) -> None:
     live, here = hall.live, hall.live.here
     os.kill(here.supervisor_pid, signal.SIGKILL)
@@ -264,6 +283,39 @@ def test_a_supervisor_without_memory_dies_and_returns(hall: Hall) -> None:
     if live.here.supervisor_pid == here.supervisor_pid:
         os.kill(here.supervisor_pid, signal.SIGKILL)
         supervisor_again(live, here.supervisor_pid, 4.0)
+
+
+@contextlib.contextmanager
+def no_more_memory(pid: int) -> Iterator[None]:
+    """The process gets none but what it has, for a while."""
+    before = {what: resource.prlimit(pid, what) for what in (resource.RLIMIT_AS, resource.RLIMIT_DATA)}
+    for what, (_, hard) in before.items():
+        resource.prlimit(pid, what, (1 << 20, hard))
+    try:
+        yield
+    finally:
+        for what, limits in before.items():
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(pid, what, limits)
+
+
+def test_a_control_without_memory_goes_on(hall: Hall) -> None:
+    live, pid = hall.live, hall.live.here.control_pid
+    with no_more_memory(pid):
+        head = int(live.image.head)
+        until(lambda: int(live.image.head) > head + 150, 5, live.text())
+    assert modes(live, head) == {core.MODE_GRID} and live.here.control_pid == pid
+
+
+def test_a_parent_without_memory_starts_its_children_once_there_is_some(hall: Hall) -> None:
+    live, here, head = hall.live, hall.live.here, int(hall.live.image.head)
+    with no_more_memory(live.process.pid):  # and so none for what it starts
+        os.kill(here.supervisor_pid, signal.SIGKILL)
+        until(lambda: live.limit("lease"), 6, "no supervisor")
+        assert live.process.poll() is None and not alive(live.here.supervisor_pid), live.text()
+        assert modes(live, head) == {core.MODE_GRID} and live.here.control_pid == here.control_pid
+    until(lambda: alive(live.here.supervisor_pid) and not live.limit("lease"), 8, "a supervisor")
+    assert live.process.poll() is None and live.here.control_pid == here.control_pid
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
@@ -404,12 +456,11 @@ def test_a_killed_parent_ends_in_a_ramp_to_zero_and_no_orphans(hall: Hall) -> No
     live.process.wait()
     until(lambda: live.out["mode"] == core.MODE_STOP, 3)
     assert live.ballast("hold", "0", "--for", "60").returncode == 0, "an operator is heard while control lives"
-    second = Live(hall.tmp, hall.ports, *RAMP)  # waits for the ramp's end
+    hall.live = second = Live(hall.tmp, hall.ports, *RAMP)  # waits for the ramp's end
     gone(pids, 60)
     t, batt = hall.cabinet.power(t_ns)
     down = batt[t < t[np.abs(batt) > 100].max()]
     assert np.abs(down[10:] - down[:-10]).max() <= 0.1 * 10e3 * 1.5 + 100, "by the ramp of 10 kW/s, not at once"
-    hall.live = second
     second.open()
     second.grid(40)
     assert "ramps down first" in second.text()

@@ -264,3 +264,15 @@ def test_parked_stays_at_zero_in_standby_and_comes_back_when_released_without_a_
     assert run(s.cosim.now_ns + 20 * 10**9)
     s.image.request_stop(1)
     assert not run(s.cosim.now_ns + 10**9), "parked already: it leaves at once"
+
+
+def test_at_115200_the_converter_is_read_back_in_slots_that_reach_into_the_next_tick() -> None:
+    s = sim(sets=("bus.a.baud=115200", "bus.b.baud=115200"))
+    s.run_s(20)
+    latest = s.image.latest()
+    assert latest is not None and latest["out"]["mode"] == im.MODE_GRID
+    step_ns = latest["inp"]["step_t_ns"]
+    ages_s = {name: (step_ns - latest["inp"][name]["g"]["rx_ns"]) / 1e9 for name in ("pcs", "pcs_ctl", "pcs_life")}
+    assert ages_s["pcs"] < 0.35 and ages_s["pcs_ctl"] < 1.1 and ages_s["pcs_life"] < 1.1
+    assert latest["inp"]["pcs_ctl"]["wset_rvrt_rem_s"] > 3.0, "the reversion timer is renewed"
+    assert s.image.bus_stats(1)["timeouts"] == 0 and s.image.engine_stats()["missed_ticks"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 
@@ -70,10 +71,13 @@ def test_an_interface_that_is_down_or_missing_is_told() -> None:
     assert "vcan0" in interfaces()
     with pytest.raises(PortError, match="vcan0"):  # the remedy names what is here
         open_can("can:can7", 500_000)
+    fd = open_can("can:vcan0", 500_000)
+    with socket.socket(fileno=fd) as s:
+        assert s.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 16 * 1024  # no more than a tick's frames wait to be sent late
     subprocess.run(["ip", "link", "set", "vcan0", "down"], check=True)
     try:
-        with pytest.raises(PortError, match="is down"):
-            open_can("can:vcan0", 500_000)
+        with pytest.raises(PortError, match="is down; ip link set vcan0 up type can bitrate 250000 "):
+            open_can("can:vcan0", 250_000)
     finally:
         subprocess.run(["ip", "link", "set", "vcan0", "up"], check=True)
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 import sqlite3
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from _core import image as core
-from controller import build, operate
+from controller import operate
 from controller.commission import guide, steps_power
 from controller.commission.results import FAIL, PASS, SKIPPED, Result, Results
 from controller.commission.rig import Busy, Refused
 from controller.commission.talk import Interrupted
 from controller.instance import InstanceError
-from controller.site import Site
-from tests.controller.commission.virtual import World
+from tests.controller.commission.virtual import World, Writer
 
 SIGNED = {"Your name": "A. Tester", "Remarks": "cable <b> of PCS relabelled"}
 
@@ -112,6 +112,28 @@ def test_a_changed_site_shows_which_steps_are_to_be_repeated(tmp_path: Path) -> 
     assert [n for n, s in states().items() if s == "changed"] == ["delay", "ramp", "following"]
     world.rig.maps[2].info["serial"] = "PCS-0002"
     assert set(states().values()) == {"changed"}
+
+
+@pytest.mark.parametrize("change", ["sign", "scale", "addr", "cyclic_write", "window_ms", "virtual"])
+def test_a_device_that_is_compiled_to_other_rows_asks_for_every_step_again(tmp_path: Path, change: str) -> None:
+    world = World(tmp_path)
+    done = results(tmp_path)
+    for name in guide.NAMES:
+        done.put(world.rig, name, step(name).depends, Result(PASS, ""), "tester")
+    world.rig.maps = pickle.loads(pickle.dumps(world.rig.maps))  # as the next run finds them
+    assert {done.state(world.rig, s.name, s.depends) for s in guide.STEPS} == {PASS}
+    meter, _, pcs = world.rig.maps
+    if change == "virtual":
+        world.rig.instance.virtual = False
+    elif change == "window_ms":
+        world.rig.maps[0] = replace(meter, window_ms=meter.window_ms + 20.0)
+    elif change == "cyclic_write":
+        world.rig.maps[2] = replace(pcs, writes=(replace(pcs.writes[0], cyclic_write="flash"), *pcs.writes[1:]))
+    else:
+        was = getattr(meter.fields[0], change)
+        row = replace(meter.fields[0], **{change: {"sign": -was, "scale": 10 * was, "addr": was + 2}[change]})
+        world.rig.maps[0] = replace(meter, fields=(row, *meter.fields[1:]))
+    assert {done.state(world.rig, s.name, s.depends) for s in guide.STEPS} == {"changed"}
 
 
 def test_a_skipped_step_keeps_its_reason_and_the_report_says_so(tmp_path: Path) -> None:
@@ -327,39 +349,6 @@ def test_a_meter_that_is_silent_while_the_command_falls_is_no_sample(tmp_path: P
         got = guide.run_step(world.rig, results(tmp_path), step("polarity"), world.talk)
     assert got is not None and (got.verdict == FAIL or got.numbers["grid_per_battery"] == pytest.approx(-1.0, abs=0.15))
     world.sim.plant.set("a.drop_p", 0.0)
-
-
-class Writer(World):
-    """A desk that also writes settings, as the parent does: the site's file, and the kernel's Site in the image.
-
-    `worse`: added to the lag that it is asked to try.
-    """
-
-    def __init__(self, *args: Any, confirms: bool = True, worse: float = 0.0, **how: Any) -> None:
-        super().__init__(*args, **how)
-        self.confirms, self.worse = confirms, worse
-
-    def put(self, site: Site) -> None:
-        (self.tmp / "site.json").write_text(json.dumps(site.to_dict()))
-        self.sim.image.set_site(build.kernel_site(site, self.sim.maps))
-
-    def desk(self, request: dict[str, Any]) -> dict[str, Any]:
-        if request["do"] == "try":
-            self.asked.append(request)
-            new = Site.from_dict(self.site.to_dict())
-            new.values.update(request["changes"])
-            self.put(new)
-            self.sim.plant.set("pcs.tau_s", self.sim.plant.get("pcs.tau_s") + self.worse)
-            return {"ok": True, "id": 7, "problems": []}
-        if request["do"] == "back":
-            self.asked.append(request)
-            self.put(self.site)
-            return {"ok": True, "id": 7}
-        if request["do"] == "confirm":
-            self.asked.append(request)
-            why = [{"key": "id", "why": "the time to confirm is over"}]
-            return {"ok": True, "note": "no file of yours"} if self.confirms else {"ok": False, "problems": why}
-        return super().desk(request)
 
 
 @pytest.mark.parametrize("confirms", [True, False])

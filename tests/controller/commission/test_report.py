@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from controller import disk
 from controller.commission import guide, report
 from controller.commission.results import FAIL, PASS, Result, Results, plain, thin
 from controller.commission.svg import Line, chart, ticks
@@ -95,6 +96,32 @@ def test_a_signature_is_for_what_was_known_then(tmp_path: Path) -> None:
     assert Results(done.path).signed == done.signed
     done.put(world.rig, "ports", (), Result(FAIL, ""), "tester")
     assert Results(done.path).signed is None
+
+
+def test_a_report_never_overwrites_another(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    done = Results(tmp_path / "commissioning.json")
+    done.put(world.rig, "ports", (), Result(PASS, ""), "tester")
+    done.sign("A. Tester", "", world.rig.clock.wall_s())
+    signed = guide.write_report(world.rig, done)
+    text = signed.read_text()
+    assert "A. Tester" in text and signed.name.startswith("commissioning-20231114-22")
+    again = guide.write_report(world.rig, done)  # within the same second
+    done.put(world.rig, "ports", (), Result(FAIL, ""), "tester")
+    world.sim.clock.t_ns += 1_000_000_000
+    later = guide.write_report(world.rig, done)
+    assert again.name == f"{signed.stem}-2.html" and later.stem > signed.stem
+    assert signed.read_text() == text and "Not signed." in later.read_text()
+
+
+def test_a_report_that_the_disk_does_not_take_leaves_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        guide.write_report(World(tmp_path).rig, Results(tmp_path / "commissioning.json"))
+    assert not list(tmp_path.glob("*.html"))
 
 
 @pytest.mark.parametrize("low,high", [(0.0, 1.0), (-3.2, 7e5), (1e-9, 2e-9), (-5.0, -4.99)])

@@ -4,6 +4,7 @@ acts on the virtual cabinet.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from controller import build
 from controller.commission.rig import Rig
 from controller.commission.talk import Interrupted
 from controller.instance import Instance
+from controller.site import Site
 from controller.virtual import LoadOptions
 
 
@@ -97,3 +99,36 @@ class World:
         """Nothing of a test is left: slot empty, the virtual cabinet healthy."""
         changed = {k: v for r in self.asked if r["do"] == "plant" for k, v in r["set"].items()}
         return self.slot["kind"] == core.SP_NONE and all(v == 0.0 for v in changed.values()) and not self.rig.left
+
+
+class Writer(World):
+    """A desk that also writes settings, as the parent does: the site's file, and the kernel's Site in the image.
+
+    `worse`: added to the lag that it is asked to try.
+    """
+
+    def __init__(self, *args: Any, confirms: bool = True, worse: float = 0.0, **how: Any) -> None:
+        super().__init__(*args, **how)
+        self.confirms, self.worse = confirms, worse
+
+    def put(self, site: Site) -> None:
+        (self.tmp / "site.json").write_text(json.dumps(site.to_dict()))
+        self.sim.image.set_site(build.kernel_site(site, self.sim.maps))
+
+    def desk(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "try":
+            self.asked.append(request)
+            new = Site.from_dict(self.site.to_dict())
+            new.values.update(request["changes"])
+            self.put(new)
+            self.sim.plant.set("pcs.tau_s", self.sim.plant.get("pcs.tau_s") + self.worse)
+            return {"ok": True, "id": 7, "problems": []}
+        if request["do"] == "back":
+            self.asked.append(request)
+            self.put(self.site)
+            return {"ok": True, "id": 7}
+        if request["do"] == "confirm":
+            self.asked.append(request)
+            why = [{"key": "id", "why": "the time to confirm is over"}]
+            return {"ok": True, "note": "no file of yours"} if self.confirms else {"ok": False, "problems": why}
+        return super().desk(request)

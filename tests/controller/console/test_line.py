@@ -185,7 +185,7 @@ def test_slow_ports_get_every_byte() -> None:
     os.set_blocking(w, False)
 
     class Pipe:
-        fd_in, fd_out, name, baud = r, w, "pipe", 9600
+        fd_in, fd_out, name, baud, tells_loss = r, w, "pipe", 9600, True
 
         def carrier(self) -> bool:
             return True

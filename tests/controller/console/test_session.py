@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ import pytest
 
 from controller import operate
 from controller.console import presence
+from controller.console.context import Refused
 from tests.controller.console.wires import Person
-from tests.controller.console.world import PASSWORDS, TABLE, World
+from tests.controller.console.world import PASSWORDS, TABLE, World, say
 
 # Sessions live by the wall's clock and the simulated site by its own, which stands: for them its control does not tick, and they say so.
 
@@ -58,6 +60,32 @@ def log_in(person: Person, user: str, password: str | None = None) -> None:
     person.type((password or PASSWORDS[user]) + "\r")
 
 
+def at_prompt(world: World, user: str, *, vt: bool = True) -> tuple[Person, threading.Thread]:
+    """Somebody has logged in and may type."""
+    world.people()
+    person, thread = world.console()
+    if vt:
+        terminal(person)
+    log_in(person, user)
+    person.sees("builtin NO CONTROL>")
+    return person, thread
+
+
+def test_only_enter_wakes_a_line_and_who_does_not_log_in_was_not_logged_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.console.session.LOGIN_IDLE_S", 1.0)
+    world.people()
+    person, _ = world.console()
+    person.sees("Press Enter")
+    person.type("x q\x03\x1b[A\t")
+    time.sleep(0.3)
+    assert b"user:" not in person.got and b"\x1b[6n" not in person.got, "noise asks nobody for a name"
+    person.type("\r")
+    person.sees("user: ")
+    person.sees("nobody typed")
+    until(lambda: person.got.count(b"Press Enter") == 2)
+    assert b"logged out" not in person.got
+
+
 def test_the_first_start_demands_a_password_and_there_is_none_before(world: World) -> None:
     person, _ = world.console()
     person.sees("Press Enter")
@@ -92,6 +120,54 @@ def test_wrong_passwords_are_slowed_down_and_said(world: World) -> None:
     assert not presence.here(world.state), "the right one is refused while it has to wait"
 
 
+@pytest.mark.parametrize("vt", [False, True])
+def test_a_password_typed_in_the_wrong_place_is_written_nowhere(world: World, vt: bool) -> None:
+    world.people()
+    secret = "hunter-two-and-more"
+    person, _ = world.console()
+    if vt:
+        terminal(person)
+    log_in(person, secret, "otto")
+    person.sees("user or password is wrong")
+    log_in(person, "anna")
+    person.sees("builtin NO CONTROL>")
+    for words in ("passwd", "user add ben viewer", "pasword", "usr add ben viewer", "ballast passwd", "user remove"):
+        since = person.mark
+        person.type(f"{words} {secret}\r")
+        person.sees("builtin NO CONTROL>", since=since + len(words) + len(secret))
+    since = person.mark
+    person.type("who\r")
+    person.sees("(you)", since=since)
+    person.type("exit\r")
+    person.sees("logged out", since=since)
+    until(lambda: not presence.here(world.state))
+    assert "no such user" in " ".join(r.text for r in _trail(world, "log-in refused"))
+    typed = [r.text for r in _trail(world, "typed")]
+    assert any(text.startswith("user ...") for text in typed) and "who" in typed, "that it was tried stands there"
+    assert "who" in (world.state / "history-anna").read_text().split()
+    files = [path for path in world.tmp.rglob("*") if path.is_file()]
+    assert len(files) > 3 and not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def test_ones_own_password_cannot_be_guessed_faster_than_at_the_log_in(world: World) -> None:
+    world.people()
+    ctx, person = world.context("otto")
+    for k in range(4):
+        person.type("not the one\r")
+        with pytest.raises(Refused, match="nothing was changed" if k < 2 else "wait 2 s"):
+            TABLE.run(ctx, "passwd")
+    person.type(f"{PASSWORDS['otto']}\r")
+    with pytest.raises(Refused, match="nothing was changed"):
+        TABLE.run(ctx, "passwd")
+    assert world.accounts.log_in("otto", PASSWORDS["otto"], "elsewhere", world.clock.wall_s()) is None, "the account waits everywhere"
+    assert len(_trail(world, "passwd refused")) == 5
+    world.clock.t_ns += 3 * 10**9
+    ctx.line.forget()
+    person.type(f"{PASSWORDS['otto']}\ranother set of words\ranother set of words\r")
+    assert "changed" in say(ctx, person, "passwd")
+    assert world.accounts.log_in("otto", "another set of words", "tty", world.clock.wall_s()) == "operator"
+
+
 def test_a_session_on_a_dumb_terminal(world: World) -> None:
     world.people()
     person, _ = world.console()
@@ -123,11 +199,7 @@ def _trail(world: World, word: str) -> list:
 
 
 def test_editing_completion_and_history_on_a_vt100(world: World) -> None:
-    world.people()
-    person, _ = world.console()
-    terminal(person)
-    log_in(person, "vera")
-    person.sees("builtin NO CONTROL>")
+    person, _ = at_prompt(world, "vera")
     since = person.mark
     person.type("stat\t\r")
     person.sees("NOT HEALTHY", since=since)
@@ -148,11 +220,7 @@ def test_editing_completion_and_history_on_a_vt100(world: World) -> None:
 
 
 def test_what_cannot_wait_is_said_above_the_line_being_typed(world: World) -> None:
-    world.people()
-    person, _ = world.console()
-    terminal(person)
-    log_in(person, "vera")
-    person.sees("builtin NO CONTROL>")
+    person, _ = at_prompt(world, "vera")
     person.type("wh")
     since = person.mark
     world.instance.supervisor_pid = 0
@@ -166,11 +234,7 @@ def test_what_cannot_wait_is_said_above_the_line_being_typed(world: World) -> No
 
 
 def test_a_long_answer_stops_at_each_screenful(world: World) -> None:
-    world.people()
-    person, _ = world.console()
-    terminal(person)
-    log_in(person, "anna")
-    person.sees("builtin NO CONTROL>")
+    person, _ = at_prompt(world, "anna")
     since = person.mark
     person.type("help\r")
     text = person.sees("-- more", since=since)
@@ -182,11 +246,7 @@ def test_a_long_answer_stops_at_each_screenful(world: World) -> None:
 
 
 def test_a_cable_pulled_in_mid_command_does_half_of_nothing(world: World) -> None:
-    world.people()
-    person, thread = world.console()
-    terminal(person)
-    log_in(person, "otto")
-    person.sees("builtin NO CONTROL>")
+    person, thread = at_prompt(world, "otto")
     person.type("setpoint 20kW\r")
     person.sees("until `setpoint off`")
     since = person.mark
@@ -201,6 +261,21 @@ def test_a_cable_pulled_in_mid_command_does_half_of_nothing(world: World) -> Non
     assert any("line lost" in r.text for r in _trail(world, "otto"))
 
 
+def test_a_line_that_takes_no_more_while_the_prompt_is_drawn_ends_the_session(world: World) -> None:
+    """Bytes still come in and none goes out: what the prompt draws fails, and the session with it."""
+    person, thread = at_prompt(world, "otto")
+    person.type("setpoint 20kW\r")
+    person.sees("until `setpoint off`")
+    since = person.mark
+    person.type("w")
+    person.sees("w", since=since)
+    world.wires[-1].near.shutdown(socket.SHUT_WR)
+    person.type("x")
+    thread.join(5)
+    assert not thread.is_alive()
+    assert world.sim.image.setpoint(0)["kind"] == operate.SP_NONE and not presence.here(world.state)
+
+
 def test_nobody_typing_logs_out_and_takes_the_setpoint_along(world: World) -> None:
     world.people()
     person, _ = world.console(idle_s=1.5)
@@ -213,12 +288,7 @@ def test_nobody_typing_logs_out_and_takes_the_setpoint_along(world: World) -> No
 
 @pytest.mark.parametrize("vt", [False, True])
 def test_a_flood_of_noise_is_thrown_away_and_the_session_lives(world: World, vt: bool) -> None:
-    world.people()
-    person, _ = world.console()
-    if vt:
-        terminal(person)
-    log_in(person, "anna")
-    person.sees("builtin NO CONTROL>")
+    person, _ = at_prompt(world, "anna", vt=vt)
     since = person.mark
     person.type("hold 1")  # what was begun must not be ended by noise
     person.type(b"\xaa\x1b\x55" * 40_000)
@@ -264,11 +334,7 @@ def test_a_damaged_account_file_says_what_to_do(world: World) -> None:
 
 
 def test_bytes_that_are_no_text_end_nothing_and_reach_nobodys_terminal(world: World) -> None:
-    world.people()
-    person, thread = world.console()
-    terminal(person)
-    log_in(person, "vera")
-    person.sees("builtin NO CONTROL>")
+    person, thread = at_prompt(world, "vera")
     for line in (b"\xff\xfe\r", b"\x11\x1b[2JEVIL\r", b"whoo\r"):
         since = person.mark
         person.type(line)
@@ -302,8 +368,6 @@ def test_an_acting_command_costs_no_descriptor(world: World) -> None:
 
     world.people()
     ctx, person = world.context("otto")
-    from tests.controller.console.world import say
-
     say(ctx, person, "hold 0")
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):

@@ -18,7 +18,7 @@ class PairWire:
         self.near, self.far = socket.socketpair()
         self.near.setblocking(False)
         self.fd_in = self.fd_out = self.near.fileno()
-        self.name, self.baud, self.here = "pair", baud, True
+        self.name, self.baud, self.here, self.tells_loss = "pair", baud, True, True
 
     def carrier(self) -> bool:
         return self.here

@@ -8,14 +8,15 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.plant.params import PARAMS
 from bench.sim import Simulation
-from controller import build, instance
+from controller import build, instance, summary, wires
 from controller.clock import ManualClock, RealClock
 from controller.console.accounts import Accounts
 from controller.console.context import Context
@@ -35,14 +36,14 @@ ROLE = {"vera": "viewer", "otto": "operator", "anna": "engineer"}
 class World:
     """One site. `run_s` moves its time."""
 
-    def __init__(self, tmp: Path, monkeypatch: pytest.MonkeyPatch, *, start: bool = True) -> None:
+    def __init__(self, tmp: Path, monkeypatch: pytest.MonkeyPatch, *, start: bool = True, sets: Sequence[str] = ()) -> None:
         monkeypatch.setenv("BALLAST_RUNTIME_DIR", str(tmp))
         monkeypatch.setenv("BALLAST_STATE_DIR", str(tmp / "state"))
         self.tmp = tmp
         self.contexts: list[Context] = []
         self.wires: list[Any] = []
         self.consoles: list[tuple[Person, threading.Thread]] = []
-        self.site: Site = build.load_site(None, [], lambda: [])
+        self.site: Site = build.load_site(None, sets, lambda: list(PARAMS))
         self.sim = Simulation(self.site, LoadOptions(400e3, repeat=False), for_s=3000)
         self.clock: ManualClock = self.sim.clock
         self.directory = instance.make_directory(self.site.name)
@@ -54,6 +55,7 @@ class World:
         self.instance = Instance(
             site=self.site.name, pid=pid, run=1, image_fd=self.sim.image.fd, directory=str(self.directory),
             store=str(self.state / "history.sqlite"), control_pid=pid, supervisor_pid=pid, virtual=True,
+            plan=(summary.latency(self.sim.plan) or {}) | {"wires": wires.told(self.sim.plan, self.site)},
         )  # fmt: skip
         self.instance.write()
         self.sim.supervisor.store = Store(self.state / "history.sqlite", 1)

@@ -12,6 +12,7 @@ import sys
 import termios
 import threading
 import time
+import tomllib
 import tty
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -176,12 +177,15 @@ def test_the_speed_of_a_line_is_found_by_asking(
     assert all(r[1] in (3, 4) for r in there.asked), "nothing but reads"
 
 
-def test_open_rack_shelves_by_their_strings(device: Callable[..., Device], capsys: pytest.CaptureFixture[str]) -> None:
+def test_open_rack_shelves_by_their_strings(device: Callable[..., Device], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = dict(enumerate(sunspec_image.text("PN-700-1234", 8) + sunspec_image.text("SHELF-3K", 8)))
     there = device(19200, holding(200, image))
-    assert main(["scan", there.path, "--baud", "19200", "--units", "200-201"]) == 0
-    out = capsys.readouterr().out
-    assert "Open Rack V3 power shelf: PN-700-1234, SHELF-3K" in out and "cannot be bound yet" in out
+    file = tmp_path / "rack.toml"
+    assert main(["scan", there.path, "--baud", "19200", "--units", "200-201", "--write", str(file)]) == 0
+    assert "Open Rack V3 psu: PN-700-1234, SHELF-3K" in capsys.readouterr().out
+    (shelf,) = tomllib.loads(file.read_text())["shelf"]
+    assert (shelf["port"], shelf["profile"], shelf["units"]) == (there.path, "orv3_psu", [200])
+    assert "[[bus]]" not in file.read_text(), "a shelf has a port of its own"
 
 
 def test_a_line_on_which_another_master_asks_is_left_alone(device: Callable[..., Device], capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,6 +297,19 @@ def test_a_hybrid_a_second_meter_and_what_was_not_found_stand_in_the_draft(tmp_p
     assert "a, unit 9: answers; no SunSpec models" in text and "f_nom_hz = 50.0                 # NOT KNOWN" in text
     (tmp_path / "x.toml").write_text(text)
     assert [(d.role, d.unit) for d in build.load_site(tmp_path / "x.toml", [], lambda: []).devices] == [("pcs", 5), ("meter", 1)]
+
+
+def test_shelves_are_bound_where_they_have_their_port_to_themselves(tmp_path: Path) -> None:
+    shelf = [Found(u, "Open Rack V3 psu", profile="orv3_psu", shelf=True) for u in (200, 201)]
+    tick = [Found(5, "p", ("pcs",), "sunspec"), Found(1, "m", ("meter",), "sunspec"), Found(2, "b", ("bms",), "sunspec")]
+    alone, beside = Result(Bus("b", "/dev/ttyUSB1", 19200, "E", 1), shelf), Result(Bus("a", "/dev/ttyUSB0", 460800, "E", 1), tick)
+    (tmp_path / "x.toml").write_text(draft.text([beside, alone], "x.toml"))
+    site = build.load_site(tmp_path / "x.toml", [], lambda: [])
+    assert [(s.name, s.profile, s.units, s.port) for s in site.shelves] == [("b-psu", "orv3_psu", (200, 201), "/dev/ttyUSB1")]
+    assert [b.name for b in site.buses] == ["a"]
+    beside.found += shelf
+    text = draft.text([beside], "x.toml")
+    assert "# [[shelf]]" in text and "move it to a port of its own" in text
 
 
 def test_what_no_device_tells_is_marked_in_every_draft() -> None:

@@ -1,0 +1,34 @@
+"""How a bus's port is written tells its kind, and its kind tells which keys of [[bus]] mean something there."""
+
+from __future__ import annotations
+
+from hal import tcp
+
+VIRTUAL = "virtual"
+VIRTUAL_TCP = tcp.VIRTUAL
+VIRTUAL_CAN = "virtual-can"
+VIRTUALS = (VIRTUAL, VIRTUAL_TCP, VIRTUAL_CAN)  # ports that are the virtual cabinet's
+
+SERIAL, TCP, CAN, SLCAN = "serial", "tcp", "can", "slcan"
+RS485 = ("rs485", "rs485_before_ms", "rs485_after_ms")
+KEYS = {  # of [[bus]], beside its name and its port
+    SERIAL: ("baud", "parity", "stop_bits", *RS485),
+    TCP: ("latency_ms",),
+    CAN: ("bitrate",),
+    SLCAN: ("baud", "bitrate"),  # baud: of the adapter's tty
+}
+
+
+def kind(port: str) -> str:
+    """SERIAL, TCP, CAN or SLCAN."""
+    if tcp.is_tcp(port):
+        return TCP
+    if port.startswith("slcan:"):
+        return SLCAN
+    return CAN if port == VIRTUAL_CAN or port.startswith("can:") else SERIAL
+
+
+def foreign(port: str) -> tuple[str, ...]:
+    """Keys of [[bus]] that mean nothing on this kind of bus."""
+    known = KEYS[kind(port)]
+    return tuple(dict.fromkeys(name for names in KEYS.values() for name in names if name not in known))
