@@ -348,6 +348,14 @@ cdef inline bint forming(const Inputs* i) noexcept nogil:
     return 0.0 <= i.pcs.pcs_der_mode < 4294967296.0 and (<int64_t>i.pcs.pcs_der_mode) & 2
 
 
+cdef inline void stop(const Inputs* i, const Site* s, State* st) noexcept nogil:
+    """Into STOP: from GRID by the ramp limit."""
+    st.stop_since_ns = i.t_ns
+    st.stop_s = clamp(abs_w(st.cmd_w) / s.ramp_down_w_per_s, 0.1, STOP_MOST_S if i.stop else INF) if st.mode == MODE_GRID else 0.0
+    enter(st, i, MODE_STOP)
+    st.parked = not i.stop
+
+
 cdef inline void stopping(const Inputs* i, State* st, uint32_t now) noexcept nogil:
     """STOP: on the way to 0 W, or parked there."""
     if st.parked and not i.park:
@@ -383,10 +391,7 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
     # is adopted first, and ramps down from what it does
     if (i.stop and st.mode != MODE_STOP) or (i.park and (st.mode == MODE_GRID or (
             st.mode == MODE_STANDBY and st.start_step > START_REVERSION and not st.adopt))):
-        st.stop_since_ns = i.t_ns
-        st.stop_s = clamp(abs_w(st.cmd_w) / s.ramp_down_w_per_s, 0.1, STOP_MOST_S if i.stop else INF) if st.mode == MODE_GRID else 0.0
-        enter(st, i, MODE_STOP)
-        st.parked = not i.stop
+        stop(i, s, st)
     if st.mode == MODE_GRID or st.mode == MODE_ISLAND:
         if st.mode == MODE_GRID:
             follows(i, s, st, w)                # in ISLAND the converter answers to the load, not to us
@@ -432,6 +437,8 @@ cdef inline void modes(const Inputs* i, const Site* s, State* st, Work* w, Outpu
             w.causes |= ALM_GRID_OUTSIDE        # shown, and waited for where a converter has to be started
         if st.start_step == START_DONE:
             go(i, s, st, w)
+            if i.park:                          # adopted, and at once on its way to 0: no tick in which it follows the load
+                stop(i, s, st)
 
 
 cdef inline double abs_w(double x) noexcept nogil:

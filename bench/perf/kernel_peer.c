@@ -573,6 +573,14 @@ static inline double others_w(const Inputs *i, const Site *s)
     return p;
 }
 
+static inline void stop(const Inputs *i, const Site *s, State *st)
+{
+    st->stop_since_ns = i->t_ns;
+    st->stop_s = st->mode == GRID ? clamp(abs_w(st->cmd_w) / s->ramp_down_w_per_s, 0.1, i->stop ? 55.0 : INFINITY) : 0.0;
+    enter(st, i, STOP);
+    st->parked = !i->stop;
+}
+
 static inline void go(const Inputs *i, const Site *s, State *st)
 {
     enter(st, i, GRID);
@@ -618,10 +626,7 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
     }
     const int waits = st->mode == STANDBY && st->start_step > START_REVERSION && !st->adopt;
     if ((i->stop && st->mode != STOP) || (i->park && (st->mode == GRID || waits))) {
-        st->stop_since_ns = i->t_ns;
-        st->stop_s = st->mode == GRID ? clamp(abs_w(st->cmd_w) / s->ramp_down_w_per_s, 0.1, i->stop ? 55.0 : INFINITY) : 0.0;
-        enter(st, i, STOP);
-        st->parked = !i->stop;
+        stop(i, s, st);
     }
     switch (st->mode) {
     case GRID:
@@ -669,7 +674,10 @@ static inline void modes(const Inputs *i, const Site *s, State *st, Work *w, Out
     case STANDBY:
         start(i, s, st, w, o);
         if (st->bad_since_ns) w->causes |= ALM_GRID_OUTSIDE;
-        if (st->start_step == START_DONE) go(i, s, st);
+        if (st->start_step == START_DONE) {
+            go(i, s, st);
+            if (i->park) stop(i, s, st);
+        }
         break;
     case STOP:
         if (st->parked && !i->park) {

@@ -15,9 +15,12 @@ from controller.console.line import Cancelled, Idle, LoggedOut, Noise
 from controller.console.trend import split_for
 from controller.problems import Problem
 from controller.settings import SETTINGS, range_text
+from controller.shelves import view as shelves
+from controller.walk import near
 
 TRY_S = 60.0
 MAX_LOADED, MOST_WRONG = 200, 10
+SHELF_WRITE_S = 6.0  # it waits for its turn, and is read back
 
 
 def ask(ctx: Context, request: dict[str, Any]) -> dict[str, Any]:
@@ -326,6 +329,18 @@ class _Talk:
                 raise Interrupted("Ctrl-C")
 
 
+def shelves_write(ctx: Context, words: list[str]) -> Iterable[str]:
+    """One write to a device beside the tick, read back."""
+    instance, _, site = ctx.running()
+    names = [f"{shelf.name}.{unit}" for shelf in site.shelves for unit in shelf.units]
+    if words[0] not in names:
+        raise Refused(f"{words[0]} is no device beside the tick; {near(words[0], names) or '`shelves` names them'}")
+    got = shelves.write(instance, ctx.clock, ctx.author, words[0], words[1], SHELF_WRITE_S)
+    if not got.ok:
+        raise Refused(got.text)
+    return [got.text]
+
+
 def commission(ctx: Context, words: list[str]) -> None:
     """Guided commissioning."""
     from controller.commission import guide
@@ -390,6 +405,7 @@ ROWS = (
     Command("settings back", "engineer", "", "end a trial: the old values at once", back, group="change"),
     Command("settings load", "engineer", "", "pasted lines as one trial, all or none", load, group="change"),
     Command("test", "engineer", "[STEP|list|report]", "guided commissioning, one question at a time", commission, 2, group="change"),
+    Command("shelves write", "engineer", "DEVICE ITEM=VALUE", "what the site allows, read back", shelves_write, 2, 2, group="change"),
     Command("restart control", "engineer", "", "start control again, without a bump", _restart("control"), group="change"),
     Command("restart supervisor", "engineer", "", "start the supervisor again", _restart("supervisor"), group="change"),
     Command("plant", "engineer", "[KEY VALUE]", "settings and faults of the virtual cabinet", plant, 2, group="change"),

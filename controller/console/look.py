@@ -12,10 +12,11 @@ from controller import build, explain, operate, status, topdata, wires
 from controller.clock import utc
 from controller.console import top, trend
 from controller.console.commands import Command
-from controller.console.context import FRESH_S, Context
+from controller.console.context import FRESH_S, Context, Refused
 from controller.console.standing import Alarm, alarms
 from controller.instance import alive
 from controller.process import MESSAGES_NAME
+from controller.shelves import view as shelves
 
 EVENTS, MOST_EVENTS = 12, 1000
 LOG_LINES, LOG_BYTES = 12, 65536
@@ -278,6 +279,25 @@ def show_devices(ctx: Context, words: list[str]) -> Iterable[str]:
             yield f"  {words_:<26} {explain.QUALITY[group['quality']]}, {age_ms:.1f} ms old, {group['count']} answers"
 
 
+def show_shelves(ctx: Context, words: list[str]) -> Iterable[str]:
+    """What stands beside the tick: a line a shelf, or every item of one device."""
+    instance, _, site = ctx.running()
+    now_ns = ctx.clock.monotonic_ns()
+    if not site.shelves:
+        return ["no [[shelf]] in this site"]
+    seen = shelves.look(Path(instance.directory), site)
+    if not words:
+        return shelves.overview(seen, now_ns)
+    if words[0] not in seen.names:
+        raise Refused(f"{words[0]} is no device beside the tick; {shelves.near(words[0], seen)}")
+    return shelves.device(seen, words[0], now_ns)
+
+
+def _shelf_names(ctx: Context, words: list[str]) -> Iterable[str]:
+    site = ctx.site
+    return [f"{shelf.name}.{unit}" for shelf in site.shelves for unit in shelf.units] if site is not None else []
+
+
 def show_plan(ctx: Context, words: list[str]) -> Iterable[str]:
     """The bus plan that the site runs on."""
     instance, _, _ = ctx.running()
@@ -361,6 +381,7 @@ ROWS = (
     Command("limit", "viewer", "", "the limits in force", show_limit),
     Command("devices", "viewer", "", "each device: answers, identity, age of its values", show_devices),
     Command("buses", "viewer", "", "each bus: port and error counters", show_buses),
+    Command("shelves", "viewer", "[DEVICE]", "power shelves, backup units, pumps beside the tick", show_shelves, 1, complete=_shelf_names),
     Command("plan", "viewer", "", "the bus plan: when in the tick what is asked", show_plan),
     Command("log", "viewer", "[N]", "what the processes said last", show_log, 1),
     Command("who", "viewer", "", "who is logged in, and who holds what", show_who),

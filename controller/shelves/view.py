@@ -154,7 +154,7 @@ def write(instance: Instance, clock: Clock, who: str, name: str, text: str, pati
         number = int(value, 0)
     except ValueError:
         return Written(False, f"{text!r} is not ITEM=VALUE with a whole number", refused=True)
-    if not sign:
+    if not sign or not item.strip():
         return Written(False, f"{text!r} is not ITEM=VALUE", refused=True)
     try:
         request = {"do": "write", "device": name, "item": item.strip(), "value": number}

@@ -108,7 +108,7 @@ def test_an_adapter_that_comes_back_is_told_again(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(build, "open_port", lambda bus, path: 77)
     monkeypatch.setattr(build, "listen_for", lambda port, fd: fd)
     monkeypatch.setattr(adapter, "tune", lambda port, fd: f"{port} fd {fd} holds back")
-    control.Helper(site, engine, {}, Clock()).look(1)  # type: ignore[arg-type]
+    control.Helper(site, engine, {}, Clock(), [1]).look(1)  # type: ignore[arg-type]
     assert engine.given == [(1, 77)] and "bus b: /dev/ttyS9 fd 77 holds back" in capsys.readouterr().err
 
 

@@ -647,6 +647,26 @@ def test_a_parked_site_whose_control_restarts_ramps_down_from_what_the_converter
     assert r.out["mode"] == STOP and max(falls) < 0.02 * 250e3, "no step, a ramp"
 
 
+def test_a_parked_site_is_never_in_grid_not_even_for_the_tick_in_which_it_adopts() -> None:
+    """The contract acts at once: in that one tick the battery would have answered to a load above the import limit."""
+    r = Rig(500e3, import_limit_w=470e3).to_grid()
+    r.lim["import_limit_w"] = 470e3
+    r.inp["slot"][im.SLOT_OPERATOR] = {"lease_until_ns": 1 << 62, "id": 1, "value_w": 40e3, "kind": im.SP_HOLD, "pad": 0}
+    r.step(4000)
+    r.kernel = type(r.kernel)(r.site)  # another control; the converter runs on at 40 kW, and 460 kW come from the grid
+    r.inp["pcs_ctl"]["wset_w"], r.inp["pcs_ctl"]["wset_ena"] = r.p_w, 1.0
+    r.inp["park"] = 1
+    r.inp["slot"][im.SLOT_OPERATOR]["kind"] = im.SP_NONE
+    r.load_w = 560e3
+    modes, before, rises = set(), r.p_w, []
+    for _ in range(3000):
+        r.step()
+        modes.add(r.out["mode"])
+        rises.append(r.p_w - before)
+        before = r.p_w
+    assert modes == {STANDBY, STOP} and max(rises) < 1.0, (modes, max(rises))
+
+
 def test_a_park_takes_the_time_that_the_ramp_limit_asks_for() -> None:
     r = Rig(600e3, import_limit_w=700e3, feeder_w=800e3).to_grid()
     r.lim["import_limit_w"] = 700e3

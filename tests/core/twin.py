@@ -495,11 +495,7 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
         st.stop_s = smaller(st.stop_s, since_s(i, st.stop_since_ns) + 55.0)
     waits = st.mode == STANDBY and st.start_step > START_REVERSION and not st.adopt
     if (i.stop and st.mode != STOP) or (i.park and (st.mode == GRID or waits)):
-        st.stop_since_ns = i.t_ns
-        ramp_s = clamp(div(abs_w(st.cmd_w), s.ramp_down_w_per_s), 0.1, 55.0 if i.stop else INF)
-        st.stop_s = ramp_s if st.mode == GRID else 0.0
-        enter(st, i, STOP)
-        st.parked = int(not i.stop)
+        stop(i, s, st)
     if st.mode == GRID or st.mode == ISLAND:
         if st.mode == GRID:
             follows(i, s, st, w)
@@ -555,6 +551,8 @@ def modes(i: Obj, s: Obj, st: Obj, w: Obj, o: Obj) -> None:
             w.causes |= ALM_GRID_OUTSIDE
         if st.start_step == START_DONE:
             go(i, s, st, w)
+            if i.park:
+                stop(i, s, st)
 
 
 def others_w(i: Obj, s: Obj) -> float:
@@ -565,6 +563,14 @@ def others_w(i: Obj, s: Obj) -> float:
         if -most <= i.others.gen_p_w <= most:
             p += i.others.gen_p_w
     return p
+
+
+def stop(i: Obj, s: Obj, st: Obj) -> None:
+    st.stop_since_ns = i.t_ns
+    ramp_s = clamp(div(abs_w(st.cmd_w), s.ramp_down_w_per_s), 0.1, 55.0 if i.stop else INF)
+    st.stop_s = ramp_s if st.mode == GRID else 0.0
+    enter(st, i, STOP)
+    st.parked = int(not i.stop)
 
 
 def go(i: Obj, s: Obj, st: Obj, w: Obj) -> None:

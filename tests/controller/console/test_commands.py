@@ -20,16 +20,16 @@ from tests.controller.console.world import PASSWORDS, TABLE, World, say
 
 # The matrix, by hand: what each role may, beyond what the role before it may.
 MATRIX = {
-    "viewer": """status why alarms events top trend mode limit devices buses plan log who help terminal exit logout passwd
+    "viewer": """status why alarms events top trend mode limit devices buses shelves plan log who help terminal exit logout passwd
         settings_get settings_diff settings_dump""",
     "operator": """hold release setpoint limit_import limit_export limit_charge limit_discharge limit_soc_min limit_soc_max limit_off
         mode_standby mode_auto reset ack record_freeze""",
-    "engineer": """settings_set settings_confirm settings_back settings_load settings_save test restart_control restart_supervisor plant
-        user_list user_add user_remove""",
+    "engineer": """settings_set settings_confirm settings_back settings_load settings_save test shelves_write restart_control
+        restart_supervisor plant user_list user_add user_remove""",
 }
 NEEDED = {
     "trend": "load_w", "setpoint": "1kW", "ack": "all", "settings save": "/tmp/x", "settings set": "a 1", "user add": "x viewer",
-    "user remove": "x",
+    "user remove": "x", "shelves write": "rack1.200 led=33",
 } | {f"limit {k}": "0.5" for k in ("import", "export", "charge", "discharge", "soc_min", "soc_max")}  # fmt: skip
 
 
