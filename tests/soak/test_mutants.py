@@ -98,7 +98,7 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     "parking makes an island black": (
         K, "(i.park and (st.mode == MODE_GRID or (", "(i.park and (st.mode != MODE_STOP or (",
     ),
-    "a parked site follows for a tick": (K, "            if i.park:                          # adopted", "            if False:  # adopted"),
+    "a parked site follows for a tick": (K, "            if i.park:                          # adopted", "            if False:  #"),
     "the reference moves while nobody listens": (K, "elif st.mode != MODE_STOP and i.pcs_deaf:", "elif False:"),
     "what a deaf converter moved is not counted": (K, "what the load does\n        st.not_held_s += w.dt_s", "what the load does"),
     "a refusing converter is not asked to stop": (K, "if (st.mode == MODE_FAULT or st.mode == MODE_TRIP) and w.pcs_ok", "if False"),
