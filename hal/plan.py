@@ -6,10 +6,11 @@ at once (after silence, where its bus has just answered); then each bus has one 
 reversion timer, slow reads. What stands in which tick's after-slot is a table of 100 ticks. An after-slot must be
 over, silence kept, before its bus is next needed.
 
-Where after-slots fit no tick (115200 baud) they come every Nth tick and reach into the next one: on the command's bus
-the next command leaves later, on a bus with fast reads these are left out once. The plan says by how much and how
-often: `load_to_*_ms` are the figures of ticks in their place, `*_all_ms` those of all ticks. With `readback_first` the
-slot lies at the tick and the kernel waits for it.
+Where after-slots fit no tick (115200 baud; one bus for all at 460800) they come every Nth tick and reach into the next
+one: on the command's bus the next command leaves later, on a bus with fast reads these are left out once. Each slow
+read still has a slot a second, the readback five. The plan says by how much and how often: `load_to_*_ms` are the
+figures of ticks in their place, `*_all_ms` those of all ticks. With `readback_first` the slot lies at the tick and the
+kernel waits for it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from hal.plantypes import (
     MAX_DEVICES,
     MAX_SLOT_TICKS,
     NONE,
+    READBACKS,
     SKIP_EVERY,
+    SKIP_MOST,
     BusSpec,
     BusTable,
     DeviceSpec,
@@ -296,8 +299,8 @@ def _split(rows: tuple[Verify, ...], limit: int) -> list[Verify]:
 
 def _place_after(b: _BusPlan, timing: SiteTiming, problems: list[PlanProblem]) -> None:
     txns = _after_txns(b, _budget(b, timing))
-    if txns is None and not b.early and (b.command < 0 or not b.fast):
-        txns = _delaying(b, timing) if b.command >= 0 else _skipping(b, timing)
+    if txns is None and not b.early:
+        txns = _skipping(b, timing) if b.fast or b.command < 0 else _delaying(b, timing)
     if txns is None:
         line, budget = b.spec.line, _budget(b, timing)
         shortest = WireTime(line, 8, 7, min((m.turnaround_ms for _, _, m in b.devices), default=0.0))
@@ -341,53 +344,69 @@ def _delaying(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
 
 
 def _skipping(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
-    """Slow reads fit no tick beside the fast ones: they take one in SKIP_EVERY, and the fast reads of the next are
-    left out. On a bus without fast reads they take as many ticks as they need: nobody waits for the line."""
+    """After-slots fit no tick beside the fast reads: they take one in N, and the fast reads of the next are left out; its command, if it is
+    on this bus, follows the slot and repeats what the kernel knows. On a bus without fast reads they take as many ticks as they need:
+    nobody waits for the line."""
+    command_ms = b.txns[b.command].wire.total_ms if b.command >= 0 else 0.0
     for ticks in range(2, 3 if b.fast else MAX_SLOT_TICKS + 1):
-        limit = ticks * timing.tick_ms - b.spec.line.t35_ms
+        limit = ticks * timing.tick_ms - b.spec.line.t35_ms - command_ms
         txns = _after_txns(b, limit - b.after_ms - timing.margin_ms)
         if txns is not None:
             b.limit_ms, b.skips = limit, bool(b.fast)
-            b.every = timing.slot_every or SKIP_EVERY if b.fast else max(ticks, timing.slot_every)
+            b.every = timing.slot_every or _seldom(txns, timing) if b.fast else max(ticks, timing.slot_every)
             b.delay_ms = timing.tick_ms
             return txns
     return None
 
 
+def _seldom(txns: list[Txn], timing: SiteTiming) -> int:
+    """How seldom a slot that costs a tick its fast reads may come: one in so many ticks, and everything has its place in HYPER_TICKS."""
+    need = len(_once_a_second(txns, timing)) + sum(t.kind == "read" and t.rate == SLOW for t in txns)
+    need += READBACKS * any(t.rate == READBACK for t in txns)
+    return max(SKIP_MOST, min(SKIP_EVERY, HYPER_TICKS // max(1, need)))
+
+
+def _once_a_second(txns: Sequence[Txn], timing: SiteTiming) -> list[int]:
+    """Which of `txns` have a place of their own each second; the renewal at least every third of the timer, whatever the timer."""
+    once = [i for i, t in enumerate(txns) if t.kind in ("read", HEARTBEAT) and t.rate == SECOND]
+    for i, t in enumerate(txns):
+        if t.kind == RENEW and timing.rvrt_s > 0.0:
+            once += [i] * max(1, -int(-3.0 * HYPER_TICKS * timing.tick_ms / 1000.0 // timing.rvrt_s))
+    return once
+
+
 def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanProblem]) -> None:
-    """Once-a-second transactions spread evenly, each in the place of a readback or slow read; the rest round robin."""
+    """Once-a-second transactions spread evenly, each in the place of a readback or slow read. Of the rest half are readbacks, the other
+    half slow reads in turn; where places are rare, each slow read still has one in HYPER_TICKS, and the readback READBACKS."""
     mine = range(base, len(b.txns))
-    second = [i for i in mine if b.txns[i].kind in ("read", HEARTBEAT) and b.txns[i].rate == SECOND]
-    for i in mine:
-        if b.txns[i].kind == RENEW and timing.rvrt_s > 0.0:
-            # at least every third of the timer, whatever the timer
-            second += [i] * max(1, -int(-3.0 * HYPER_TICKS * timing.tick_ms / 1000.0 // timing.rvrt_s))
+    second = [base + i for i in _once_a_second(b.txns[base:], timing)]
     readback = [i for i in mine if b.txns[i].rate == READBACK]
     slow = [i for i in mine if b.txns[i].kind == "read" and b.txns[i].rate == SLOW]
-    ticks = list(range(b.every - 1, HYPER_TICKS, b.every)) if b.every > 1 else list(range(HYPER_TICKS))
-    if len(second) + bool(readback) + len(slow) > len(ticks):
+    # Not in the same ticks as the slots that delay a command on another bus: that tick would have neither meter nor command in time.
+    first = b.every - 1 - (b.every // 4 if b.skips else 0)
+    ticks = list(range(first, HYPER_TICKS, b.every)) if b.every > 1 else list(range(HYPER_TICKS))
+    if len(second) + READBACKS * bool(readback) + len(slow) > len(ticks):
         problems.append(
             PlanProblem(
                 b.spec.name,
-                f"{len(second)} once-a-second transactions and {len(slow)} slow reads need more than the "
-                f"{len(ticks)} after-slots "
-                f"of {HYPER_TICKS} ticks",
+                f"{len(second)} once-a-second transactions, {READBACKS * bool(readback)} readbacks and {len(slow)} slow reads "
+                f"need more than the {len(ticks)} after-slots of {HYPER_TICKS} ticks",
                 ("move a device to another bus", b.spec.faster),
             )
         )
         return
     b.slots = [NONE if b.every > 1 else FREE] * HYPER_TICKS
     places = {ticks[int((k + 0.5) * len(ticks) / len(second))]: i for k, i in enumerate(second)}
-    rest = readback + slow if not (readback and slow) else [x for s in slow for x in (*readback, s)]
-    n = 0
-    for t in ticks:
-        if t in places:
-            b.slots[t] = places[t]
-        elif rest:
-            b.slots[t] = rest[n % len(rest)]
-            n += 1
+    free = [t for t in ticks if t not in places]
+    for t, i in places.items():
+        b.slots[t] = i
+    slows = max(len(slow), min(len(free) // 2, len(free) - READBACKS)) if readback and slow else len(free) * bool(slow)
+    for k, t in enumerate(free):
+        n = k * slows // len(free)
+        if (k + 1) * slows // len(free) > n:
+            b.slots[t] = slow[n % len(slow)]
         else:
-            b.slots[t] = FREE
+            b.slots[t] = readback[(k - n) % len(readback)] if readback else FREE
 
 
 # ---------------------------------------------------------------- deadlines and figures
@@ -422,7 +441,8 @@ def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, 
     sample = start + meter.wire.request_ms + meter.wire.line.t35_ms
     if meter.sample == "answer":
         sample += meter.wire.turnaround_ms
-    late = tuple((b.delay_ms, 1.0 / b.every) for b in (bus, meter_bus) if b is not None and b.every > 1 and b.delay_ms > 0.0)
+    waited = [meter_bus] + ([bus] if bus is not None and bus is not meter_bus else [])
+    late = tuple((b.delay_ms, sum(i != NONE for i in b.slots) / HYPER_TICKS) for b in waited if b.every > 1 and b.delay_ms > 0.0)
     if bus is not None:
         end, detection = bus.cmd_start_ms + bus.txns[bus.command].wire.request_ms, bus.spec.line.t35_ms
     else:  # on CAN the frame's own end is its detection; waiting for the bus delays a share of them, at worst so much
@@ -449,6 +469,7 @@ def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, 
                 timing.tick_ms,
                 b.early,
                 b.skips,
+                carries=b.every > 1 and b.command >= 0 and not b.fast,
             )
         )
         _timeline(plan, b)

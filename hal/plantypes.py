@@ -18,7 +18,8 @@ FREE = -2  # after-slot that may serve what comes up (a probe, a request of the 
 NONE = -1  # no after-slot in this tick
 DELAY_EVERY = 10  # where a readback delays a command: ten times a second, as often as a lost PCS must be noticed
 MAX_SLOT_TICKS = 20  # a slow read on a bus that the tick does not wait for may take so long
-SKIP_EVERY = 20  # where a slow read costs a fast one: five times a second
+SKIP_EVERY, SKIP_MOST = 20, 4  # where an after-slot costs fast reads: one in so many ticks, as seldom as everything has its place
+READBACKS = 5  # ... and so many of them in HYPER_TICKS for the readback: a PCS is lost after control.pcs_lost_s
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class BusTable:
     tick_ms: float
     early: bool = False  # the slot lies at the tick, before the command
     skips: bool = False  # a slot reaches into the next tick, whose fast reads are left out
+    carries: bool = False  # a slot begins when the command is answered, be it after the next tick
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ cdef enum:
     FIT_NS = 100000             # a slot's answer must be due this long before the slot ends
 cdef int64_t RETRY_NS = 100000000
 cdef int64_t RETRY_MAX_NS = 5000000000
+cdef int64_t READBACK_NS = 300000000        # a readback's slot is given to others only while the last one is younger
 cdef int64_t AGAIN_NS = 1000000000          # an operation or setting that was asked once is repeated so often while it is still asked
 cdef double STANDBY = 7.0                   # 701.InvSt
 
@@ -262,6 +263,8 @@ cdef bint _start(Bus* b, ScanCtx* c, int what, bint fast, int64_t limit, int64_t
             return False
     if rtu_build(&c.m, t.unit, t.fc, t.addr, t.count, data, t.waddr, t.wcount) < 0:
         return False
+    if t.readback:
+        c.readback_ns = now
     _send(b, c, what, t.dev, fast, t.turnaround_ns, deadline if deadline < limit else limit, now)
     return True
 
@@ -317,15 +320,17 @@ cdef int _asked(Bus* b, ScanCtx* c, DevRow* d, int64_t now) noexcept nogil:
 
 
 cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
-    """This tick's slot: a probe, a verify, what is asked, or what the table says. True: something was sent."""
-    cdef int64_t limit = c.tick_t_ns + c.limit_ns
-    cdef int i, dev, t = c.slot[c.tick % HYPER]
+    """The slot of tick `slot_of`: a probe, a verify, what is asked, or what the table says. True: something was sent."""
+    cdef int64_t limit = c.slot_t_ns + c.limit_ns
+    cdef int i, dev, t = c.slot[c.slot_of % HYPER]
     cdef DevRow* d
     cdef DeviceStats* s
     if t == SLOT_NONE:
         return False
-    if b.outputs.mode == MODE_STANDBY and c.n_hurry > 0 and (t == SLOT_FREE or c.txn[t].kind == K_READ):
-        # The start sequence waits for what is else read once a second; of its slots every other one is enough for the rest.
+    if b.outputs.mode == MODE_STANDBY and c.n_hurry > 0 and (t == SLOT_FREE or (
+            c.txn[t].kind == K_READ and not (c.txn[t].readback and now - c.readback_ns > READBACK_NS))):
+        # The start sequence waits for what is else read once a second; of its slots every other one is enough for the rest. Where slots
+        # are rare, not for the readback: a PCS that is not read is a lost one, and the start would begin again and again.
         c.hurry_turn ^= 1
         if c.hurry_turn:
             t = c.hurry[c.hurry_next]
@@ -376,6 +381,8 @@ cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
             b.deadline_ns = c.m.deadline_ns
             return
         while c.fast_next < c.n_fast and not _readable(b, &c.dev[c.txn[c.fast[c.fast_next]].dev]):
+            if c.skips and _commandable(b, &c.dev[c.txn[c.fast[c.fast_next]].dev]):
+                break                       # an answer was given up, and slots are rare: the probe takes the fast read's place
             c.fast_next += 1
         if c.fast_next >= c.n_fast and not c.command_pending and not c.slot_pending:
             b.deadline_ns = INT64_MAX
@@ -386,8 +393,11 @@ cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         if c.fast_next < c.n_fast:
             t = c.fast[c.fast_next]
             c.fast_next += 1
-            _start(b, c, t, True, INT64_MAX, now)
-        elif c.command_pending:
+            if _readable(b, &c.dev[c.txn[t].dev]):
+                _start(b, c, t, True, INT64_MAX, now)
+            else:
+                _probe(b, c, c.txn[t].dev, INT64_MAX, now)
+        elif c.command_pending and not (c.slot_pending and c.slot_of != c.tick):    # a slot of the tick before has its turn
             c.command_pending = 0
             if _commandable(b, &c.dev[c.txn[c.command].dev]):
                 _start(b, c, c.command, False, INT64_MAX, now)
@@ -396,10 +406,16 @@ cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         else:
             c.slot_pending = 0
             if _slot(b, c, now):
-                c.slot_tick = c.tick
+                c.slot_tick = c.slot_of
 
 
 # ---------------------------------------------------------------- callbacks of struct Bus
+
+cdef inline void _open_slot(ScanCtx* c) noexcept nogil:
+    c.slot_pending = 1
+    c.slot_of = c.tick
+    c.slot_t_ns = c.tick_t_ns
+
 
 cdef void _on_tick(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     cdef ScanCtx* c = <ScanCtx*>b.ctx
@@ -407,7 +423,10 @@ cdef void _on_tick(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     c.m.stats = b.stats
     c.tick = tick
     c.tick_t_ns = b.inputs.t_ns
-    c.slot_pending = c.early
+    if c.early:
+        _open_slot(c)
+    elif not c.carries:
+        c.slot_pending = 0                  # else it begins once the last command is answered, which may be after this tick
     c.fast_next = 0
     b.fast_pending = 0
     c.current_fast = 0                      # an answer of the tick before is not what this one waits for
@@ -450,7 +469,8 @@ cdef void _on_outputs(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     if c.command >= 0 and (b.outputs.gate != 1 or c.command_pending):
         b.inputs.pcs_deaf = b.outputs.gate == 1     # nothing is to get through; or the line was busy for all of the tick, and nothing has
     c.command_pending = c.command >= 0 and b.outputs.gate == 1
-    c.slot_pending = not c.early
+    if not c.early and not c.slot_pending:
+        _open_slot(c)
     _pump(b, c, now)
 
 

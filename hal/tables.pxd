@@ -108,6 +108,7 @@ ctypedef struct ScanCtx:
     int32_t command
     int32_t early
     int32_t skips
+    int32_t carries             # a slot may begin after the next tick
     int32_t current             # in flight: index, IDLE, PROBE
     int32_t current_dev
     int32_t current_fast        # it counts in Bus.fast_pending
@@ -118,6 +119,9 @@ ctypedef struct ScanCtx:
     int64_t slot_tick           # last tick whose slot was used
     int64_t tick
     int64_t tick_t_ns
+    int64_t slot_of             # the tick whose slot is pending, and its instant
+    int64_t slot_t_ns
+    int64_t readback_ns         # when one was last sent
     int64_t limit_ns
     int64_t slack_ns
     int64_t command_end_ns      # the last command's last bit

@@ -91,7 +91,7 @@ cdef object _fill(ScanCtx* c, table):
         if c.txn[i].kind == 0 and i not in table.fast and not c.txn[i].readback and c.n_hurry < MAX_HURRY:
             c.hurry[c.n_hurry] = i
             c.n_hurry += 1
-    c.early, c.skips = table.early, table.skips
+    c.early, c.skips, c.carries = table.early, table.skips, table.carries
     c.limit_ns, c.slack_ns = round(table.limit_ms * 1e6), round(table.slack_ms * 1e6)
 
 
