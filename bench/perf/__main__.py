@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.perf import can, console, micro, peer, process, realtime, rtu, virtual
+from bench.perf import can, console, layouts, micro, peer, process, realtime, rtu, virtual
 from bench.perf.rows import Row, markdown, table
 
-PARTS = ("micro", "rtu", "can", "virtual", "process", "console", "realtime")
+PARTS = ("micro", "rtu", "can", "virtual", "layouts", "process", "console", "realtime")
 
 
 def main() -> int:
@@ -54,6 +54,7 @@ def main() -> int:
         "rtu": rtu.rows,
         "can": can.rows,
         "virtual": lambda: virtual.rows(a.traces),
+        "layouts": lambda: layouts.rows(a.seconds),
         "process": process.rows,
         "console": console.rows,
         "realtime": lambda: realtime.rows(f"{trace}:{virtual.COLUMN}" if trace.exists() else None, a.seconds),

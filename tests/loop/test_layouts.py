@@ -1,0 +1,67 @@
+"""Six layouts of the buses in virtual time: the plan's figures, exactly. bench/perf/layouts.py has them, and the same in real time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from _core import image as im
+from bench.perf.layouts import FAST_PAIR, LAYOUTS, REFUSED, TICK_NS, Layout, near, planned_per_s, refused, virtual
+from bench.sim import Simulation
+from controller.virtual import LoadOptions
+
+EVENTS = 1000
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_what_the_plan_says_is_what_the_cabinet_sees(layout: Layout) -> None:
+    plan, seen = virtual(layout)
+    assert seen.command_end_ms == pytest.approx(plan.command_end_ms, abs=0.05)  # a CAN frame is planned with all stuff bits it can have
+    assert seen.period_ms == pytest.approx(10.0, abs=1e-3)
+    assert seen.per_s == pytest.approx(planned_per_s(plan), rel=0.002)
+    assert seen.latency["events"] >= EVENTS and seen.missed_ticks == 0
+    for q in ("p50", "p99"):
+        assert seen.latency[q] == pytest.approx(plan.to_power.figures()[q], rel=0.02)
+    assert seen.latency["max"] <= plan.to_power.max_ms + 0.01
+    assert layout is not FAST_PAIR or seen.latency["p99"] <= 18.0
+
+
+def test_one_rtu_bus_at_115200_fits_no_tick() -> None:
+    row = refused()
+    assert row.ok and "12.920 ms" in row.note and REFUSED.name in row.name
+
+
+def test_a_bar_has_two_sides() -> None:
+    assert [near("x", v, 10.0, 0.05).ok for v in (9.4, 9.6, 10.4, 10.6, None)] == [False, True, True, False, None]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2], ids=lambda layout: layout.name)
+def test_where_slots_are_rare_a_site_starts_at_once_and_reads_everything(layout: Layout, tmp_path: Path) -> None:
+    """The readback has its turn in STANDBY too, and a slot that begins after its tick is not forgotten."""
+    s = Simulation(layout.site(tmp_path), LoadOptions(trace=300e3, repeat=False))
+    s.to_grid()
+    assert s.cosim.now_ns - s.began_ns < 12e9
+    assert not any(e.kind == "alarm" for e in s.supervisor.events)
+    s.run_s(30)
+    r = np.frombuffer(s.image.drain(max(0, int(s.image.head) - 2900))[0], im.record_dtype())
+    assert set(r["out"]["mode"].tolist()) == {im.MODE_GRID}
+    t_ns = r["inp"]["t_ns"]
+    oldest = {"meter": 0.02, "pcs": 0.41} | dict.fromkeys(("pcs_ctl", "pcs_life", "bms", "bms_lim", "bms_temp"), 1.02)
+    for group, oldest_s in oldest.items():
+        assert (t_ns - r["inp"][group]["g"]["rx_ns"]).max() < oldest_s * 1e9, group
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2], ids=lambda layout: layout.name)
+def test_where_slots_are_rare_a_lost_meter_answer_costs_two_ticks(layout: Layout, tmp_path: Path) -> None:
+    """One that is not answered, one for the proof that no old answer is still to come, though slots stand 80 or 200 ms apart."""
+    faults = [{"at_s": 30 + 0.33 * k, "for_s": 0.003, "key": "a.drop_p", "value": 1} for k in range(30)]
+    s = Simulation(layout.site(tmp_path), LoadOptions(trace=300e3, repeat=False), faults=faults)
+    s.to_grid()
+    s.run_until(s.began_ns + int(42e9))
+    assert s.image.bus_stats(0)["timeouts"] >= 25
+    r = np.frombuffer(s.image.drain(max(0, int(s.image.head) - 1300))[0], im.record_dtype())
+    assert (r["inp"]["t_ns"] - r["inp"]["meter"]["g"]["rx_ns"]).max() < 4 * TICK_NS  # and one more where a slot lies beside it
+    assert set(r["out"]["mode"].tolist()) == {im.MODE_GRID}
+    assert s.image.engine_stats()["missed_ticks"] == 0
