@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.perf import can, console, layouts, micro, peer, process, realtime, rtu, virtual
+from bench.perf import can, console, layouts, micro, mixed, peer, process, realtime, rtu, virtual
 from bench.perf.rows import Row, markdown, table
 
-PARTS = ("micro", "rtu", "can", "virtual", "layouts", "process", "console", "realtime")
+PARTS = ("micro", "rtu", "can", "virtual", "layouts", "process", "console", "realtime", "mixed")
 
 
 def main() -> int:
@@ -57,6 +57,7 @@ def main() -> int:
         "layouts": lambda: layouts.rows(a.seconds),
         "process": process.rows,
         "console": console.rows,
+        "mixed": lambda: mixed.rows(a.seconds),
         "realtime": lambda: realtime.rows(f"{trace}:{virtual.COLUMN}" if trace.exists() else None, a.seconds),
     }
     rows: list[Row] = []
