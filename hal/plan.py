@@ -21,17 +21,14 @@ from typing import Any
 
 from hal.canplan import CanSpec, CanTable, plan_can
 from hal.canplan import notes as can_notes
+from hal.planslots import NoRoom, fill, seldom
 from hal.plantypes import (
     DELAY_EVERY,
-    FREE,
     HYPER_TICKS,
     MAX_BUSES,
     MAX_DEVICES,
     MAX_SLOT_TICKS,
     NONE,
-    READBACKS,
-    SKIP_EVERY,
-    SKIP_MOST,
     BusSpec,
     BusTable,
     DeviceSpec,
@@ -45,7 +42,6 @@ from hal.plantypes import (
 from hal.rows import (
     COMMAND,
     FAST,
-    HEARTBEAT,
     READBACK,
     RENEW,
     SECOND,
@@ -89,6 +85,18 @@ class _BusPlan:
     early: bool = False
     skips: bool = False
     slots: list[int] = field(default_factory=list)
+    command23: int = -1  # the command with the readback in its answer, for ticks without a slot
+    every23: int = 1
+    slots23: list[int] = field(default_factory=list)  # ... and what the slots are for then
+
+    def next_ms(self, timing: SiteTiming) -> float:
+        """When the bus is next needed after its command, counted from its tick."""
+        return timing.tick_ms + (0.0 if self.fast or self.early else self.cmd_start_ms)
+
+    @property
+    def usual(self) -> list[int]:
+        """The slots of a bus whose devices have what they are asked for."""
+        return self.slots23 or self.slots
 
     @property
     def needed(self) -> bool:
@@ -323,7 +331,12 @@ def _place_after(b: _BusPlan, timing: SiteTiming, problems: list[PlanProblem]) -
         return
     base = len(b.txns)
     b.txns += txns
-    _fill_slots(b, base, timing, problems)
+    try:
+        b.slots = fill(txns, base, b.every, b.skips, timing)
+    except NoRoom as e:
+        problems.append(PlanProblem(b.spec.name, str(e), ("move a device to another bus", b.spec.faster)))
+        return
+    _with_fc23(b, base, timing)
 
 
 def _delaying(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
@@ -353,60 +366,33 @@ def _skipping(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
         txns = _after_txns(b, limit - b.after_ms - timing.margin_ms)
         if txns is not None:
             b.limit_ms, b.skips = limit, bool(b.fast)
-            b.every = timing.slot_every or _seldom(txns, timing) if b.fast else max(ticks, timing.slot_every)
+            b.every = timing.slot_every or seldom(txns, timing) if b.fast else max(ticks, timing.slot_every)
             b.delay_ms = timing.tick_ms
             return txns
     return None
 
 
-def _seldom(txns: list[Txn], timing: SiteTiming) -> int:
-    """How seldom a slot that costs a tick its fast reads may come: one in so many ticks, and everything has its place in HYPER_TICKS."""
-    need = len(_once_a_second(txns, timing)) + sum(t.kind == "read" and t.rate == SLOW for t in txns)
-    need += READBACKS * any(t.rate == READBACK for t in txns)
-    return max(SKIP_MOST, min(SKIP_EVERY, HYPER_TICKS // max(1, need)))
-
-
-def _once_a_second(txns: Sequence[Txn], timing: SiteTiming) -> list[int]:
-    """Which of `txns` have a place of their own each second; the renewal at least every third of the timer, whatever the timer."""
-    once = [i for i, t in enumerate(txns) if t.kind in ("read", HEARTBEAT) and t.rate == SECOND]
-    for i, t in enumerate(txns):
-        if t.kind == RENEW and timing.rvrt_s > 0.0:
-            once += [i] * max(1, -int(-3.0 * HYPER_TICKS * timing.tick_ms / 1000.0 // timing.rvrt_s))
-    return once
-
-
-def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanProblem]) -> None:
-    """Once-a-second transactions spread evenly, each in the place of a readback or slow read. Of the rest half are readbacks, the other
-    half slow reads in turn; where places are rare, each slow read still has one in HYPER_TICKS, and the readback READBACKS."""
-    mine = range(base, len(b.txns))
-    second = [base + i for i in _once_a_second(b.txns[base:], timing)]
-    readback = [i for i in mine if b.txns[i].rate == READBACK]
-    slow = [i for i in mine if b.txns[i].kind == "read" and b.txns[i].rate == SLOW]
-    # Not in the same ticks as the slots that delay a command on another bus: that tick would have neither meter nor command in time.
-    first = b.every - 1 - (b.every // 4 if b.skips else 0)
-    ticks = list(range(first, HYPER_TICKS, b.every)) if b.every > 1 else list(range(HYPER_TICKS))
-    if len(second) + READBACKS * bool(readback) + len(slow) > len(ticks):
-        problems.append(
-            PlanProblem(
-                b.spec.name,
-                f"{len(second)} once-a-second transactions, {READBACKS * bool(readback)} readbacks and {len(slow)} slow reads "
-                f"need more than the {len(ticks)} after-slots of {HYPER_TICKS} ticks",
-                ("move a device to another bus", b.spec.faster),
-            )
-        )
+def _with_fc23(b: _BusPlan, base: int, timing: SiteTiming) -> None:
+    """Where slots are rare, a PCS that has FC23 is read back with its command, in ticks that have no slot: fewer slots are needed then.
+    FC16 and FC03 keep their places beside it: for ticks with a slot, after a lost answer, for a device that refuses FC23."""
+    if b.command < 0 or b.every == 1:
         return
-    b.slots = [NONE if b.every > 1 else FREE] * HYPER_TICKS
-    places = {ticks[int((k + 0.5) * len(ticks) / len(second))]: i for k, i in enumerate(second)}
-    free = [t for t in ticks if t not in places]
-    for t, i in places.items():
-        b.slots[t] = i
-    slows = max(len(slow), min(len(free) // 2, len(free) - READBACKS)) if readback and slow else len(free) * bool(slow)
-    for k, t in enumerate(free):
-        n = k * slows // len(free)
-        if (k + 1) * slows // len(free) > n:
-            b.slots[t] = slow[n % len(slow)]
-        else:
-            b.slots[t] = readback[(k - n) % len(readback)] if readback else FREE
+    command = b.txns[b.command]
+    device = next(m for i, _, m in b.devices if i == command.device)
+    reads = [t for t in b.txns if t.kind == "read" and t.rate == READBACK and t.device == command.device]
+    if not device.fc23 or command.fc != 16 or len(reads) != 1 or reads[0].fc != 3:
+        return
+    wire = WireTime(b.spec.line, request_chars(23, command.wcount), answer_chars(23, reads[0].count), device.turnaround_ms)
+    if b.cmd_start_ms + wire.nominal_ms + 0.2 > b.next_ms(timing) - b.spec.line.t35_ms:
+        return
+    rest = [t if t is not reads[0] else replace(t, kind="none") for t in b.txns[base:]]
+    every = timing.slot_every or seldom(rest, timing)
+    slots = fill(rest, base, every, b.skips, timing)
+    spared = (sum(i != NONE for i in b.slots) - sum(i != NONE for i in slots)) / HYPER_TICKS
+    if spared * b.delay_ms <= wire.request_ms - command.wire.request_ms:  # its longer frame would cost the mean step more than slots do
+        return
+    b.every23, b.slots23 = every, slots
+    b.command23 = b.add(replace(command, fc=23, addr=reads[0].addr, count=reads[0].count, rate=READBACK, wire=wire, fields=reads[0].fields))
 
 
 # ---------------------------------------------------------------- deadlines and figures
@@ -419,8 +405,7 @@ def _slack(plans: list[_BusPlan], step_ms: float, timing: SiteTiming, problems: 
     for b in plans:
         if b.command < 0:
             continue
-        next_ms = timing.tick_ms + (0.0 if b.fast or b.early else b.cmd_start_ms)
-        room = next_ms - b.cmd_start_ms - b.txns[b.command].wire.total_ms
+        room = b.next_ms(timing) - b.cmd_start_ms - b.txns[b.command].wire.total_ms
         if room < 0.2:
             problems.append(
                 PlanProblem(
@@ -442,9 +427,10 @@ def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, 
     if meter.sample == "answer":
         sample += meter.wire.turnaround_ms
     waited = [meter_bus] + ([bus] if bus is not None and bus is not meter_bus else [])
-    late = tuple((b.delay_ms, sum(i != NONE for i in b.slots) / HYPER_TICKS) for b in waited if b.every > 1 and b.delay_ms > 0.0)
+    late = tuple((b.delay_ms, sum(i != NONE for i in b.usual) / HYPER_TICKS) for b in waited if b.every > 1 and b.delay_ms > 0.0)
     if bus is not None:
-        end, detection = bus.cmd_start_ms + bus.txns[bus.command].wire.request_ms, bus.spec.line.t35_ms
+        usual = bus.txns[bus.command23 if bus.command23 >= 0 else bus.command]
+        end, detection = bus.cmd_start_ms + usual.wire.request_ms, bus.spec.line.t35_ms
     else:  # on CAN the frame's own end is its detection; waiting for the bus delays a share of them, at worst so much
         assert sent is not None
         end, detection = step_ms + sent.worst_ms, 0.0
@@ -452,7 +438,7 @@ def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, 
     to_command = Latency(end - sample + 0.5 * meter.window_ms, timing.tick_ms, meter.update_ms, late)
     behind = detection + timing.dead_ms + SETTLE * timing.tau_ms
     to_power = replace(to_command, constant_ms=to_command.constant_ms + behind)
-    every = bus.every if bus is not None else 1
+    every = 1 if bus is None or bus.command23 >= 0 else bus.every
     plan = Plan(timing.tick_ms, step_ms, step_ms + slack_ms, end - step_ms, sample, end, to_command, to_power, every)
     plan.tables += can.values()
     for b in plans:
@@ -470,6 +456,9 @@ def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, 
                 b.early,
                 b.skips,
                 carries=b.every > 1 and b.command >= 0 and not b.fast,
+                command23=b.command23,
+                slots23=tuple(b.slots23),
+                limit23_ms=b.next_ms(timing) - b.spec.line.t35_ms,
             )
         )
         _timeline(plan, b)
@@ -489,19 +478,12 @@ def _timeline(plan: Plan, b: _BusPlan) -> None:
         w = b.txns[i].wire
         plan.timeline.append(Placed(b.spec.name, b.txns[i].what, at, at + w.request_ms, at + w.nominal_ms))
         at += w.total_ms
-    if b.command >= 0:
-        w = b.txns[b.command].wire
-        plan.timeline.append(
-            Placed(
-                b.spec.name,
-                b.txns[b.command].what,
-                b.cmd_start_ms,
-                b.cmd_start_ms + w.request_ms,
-                b.cmd_start_ms + w.nominal_ms,
-            )
-        )
+    for i in (b.command, b.command23):
+        if i >= 0:
+            start, w = b.cmd_start_ms, b.txns[i].wire
+            plan.timeline.append(Placed(b.spec.name, b.txns[i].what, start, start + w.request_ms, start + w.nominal_ms))
     seen: dict[int, int] = {}
-    for i in b.slots:
+    for i in b.usual:
         if i >= 0:
             seen[i] = seen.get(i, 0) + 1
     for i, n in seen.items():
@@ -520,10 +502,17 @@ def _timeline(plan: Plan, b: _BusPlan) -> None:
 def _notes(plan: Plan, plans: list[_BusPlan], timing: SiteTiming, meter: Txn) -> None:
     full = plan.to_power.figures()
     for b in plans:
+        if b.command23 >= 0:
+            used, without = (sum(i != NONE for i in slots) for slots in (b.slots23, b.slots))
+            plan.notes.append(
+                f"bus {b.spec.name}: the readback rides with the command (FC23) where there is no slot; where the device refuses that, "
+                f"slots take {without} of {HYPER_TICKS} ticks instead of {used}"
+            )
         if b.every > 1:
+            every = b.every23 if b.command23 >= 0 else b.every
             what = "the next tick's fast reads are left out" if b.skips else f"the command after it leaves {b.delay_ms:.2f} ms later"
             costs = f", and {what}: over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms" if b.needed else ""
-            plan.notes.append(f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th{costs}")
+            plan.notes.append(f"bus {b.spec.name}: an after-slot fits no tick; it takes every {every}th{costs}")
         if b.spec.tcp:
             late = f"; an answer that is {plan.step_deadline_ms - plan.step_ms:.1f} ms late misses its tick" if b.fast else ""
             network = f"latency_ms = {b.spec.latency_ms:g} there and back"

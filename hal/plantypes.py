@@ -133,6 +133,9 @@ class BusTable:
     early: bool = False  # the slot lies at the tick, before the command
     skips: bool = False  # a slot reaches into the next tick, whose fast reads are left out
     carries: bool = False  # a slot begins when the command is answered, be it after the next tick
+    command23: int = -1  # index of the command whose answer is the readback (FC23): for ticks without a slot
+    slots23: tuple[int, ...] = ()  # the slots while that is in use: without readbacks
+    limit23_ms: float = 0.0  # its answer is in by then
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ Rules that keep the image honest:
 - after an answer was given up, the next read of that device asks for another number of registers ("probe"): devices answer in order, so
   once that has come, no old answer can be taken for a new one. One lost frame costs one tick, in the after-slot of the same tick;
 - a device is read and commanded only while its identity and scale factors equal the compiled ones, checked after every return;
+- FC23 (command and readback in one) is tried where the plan gains by it and used once it was answered; a device that refuses it gets FC16 in
+  the same tick. A late answer to it would look like a new one: after a lost answer commands go by FC16 until a probe was answered;
 - a lost device is asked again after 0.1 s, doubling to 5 s, in after-slots only: it costs the others nothing.
 """
 
@@ -73,6 +75,8 @@ cdef void _lose(Bus* b, ScanCtx* c, DevRow* d, int dev, int64_t now) noexcept no
     d.reversion_next = 0
     d.op_done = OP_NONE
     d.desync = 1
+    if c.command23 >= 0 and c.txn[c.command23].dev == dev:
+        c.fc23 = FC23_UNTRIED               # what comes back may be another one
     d.backoff += 1
     if d.backoff > 30:
         d.backoff = 30
@@ -191,6 +195,10 @@ cdef void _done(Bus* b, ScanCtx* c, DevRow* d, TxnRow* t, bint ok, int64_t now) 
         _take(b, c, t, now)
 
 
+cdef inline bint _commands(const ScanCtx* c, int t) noexcept nogil:
+    return t >= 0 and (t == c.command or t == c.command23)
+
+
 cdef void _finish(Bus* b, ScanCtx* c, int result, int64_t now) noexcept nogil:
     """The transaction in flight has ended, one way or the other."""
     cdef DevRow* d = &c.dev[c.current_dev]
@@ -210,11 +218,19 @@ cdef void _finish(Bus* b, ScanCtx* c, int result, int64_t now) noexcept nogil:
         s.ok += 1
         if t != NULL:
             t.fails = 0
-        if c.current == c.command:
+        if _commands(c, c.current):
             b.inputs.pcs_deaf = 0
+            c.txn[c.command].fails = 0
+            if c.current == c.command23:
+                c.fc23 = FC23_PROVEN
+    elif c.current == c.command23 and result == RX_EXCEPTION and (c.m.exception == 1 or c.fc23 == FC23_UNTRIED):
+        c.fc23 = FC23_REFUSED               # nothing was written: the same again, as every device has it
+        c.command_pending = 1
     else:
         s.failed += 1
-        if c.current == c.command:
+        if c.current == c.command23 and c.fc23 == FC23_UNTRIED:
+            c.fc23 = FC23_REFUSED           # some devices say nothing to what they do not know
+        if _commands(c, c.current):
             b.inputs.pcs_deaf = 1           # refused, unsent, unanswered: what it does now is not known
         if t != NULL:
             t.fails += 1
@@ -241,7 +257,7 @@ cdef void _send(Bus* b, ScanCtx* c, int what, int dev, bint fast, int64_t turnar
     taken = -1 if c.m.broken else b.send(b, c.m.tx, c.m.tx_len, now)
     if taken == c.m.tx_len:
         rtu_sent(&c.m, now, turnaround, deadline)
-        if what == c.command:
+        if _commands(c, what):
             c.command_end_ns = c.m.tx_end_ns + c.m.path_ns // 2
     else:
         if c.m.mbap and taken > 0:
@@ -319,10 +335,25 @@ cdef int _asked(Bus* b, ScanCtx* c, DevRow* d, int64_t now) noexcept nogil:
     return -1
 
 
+cdef inline int _of(Bus* b, ScanCtx* c, int64_t tick) noexcept nogil:
+    """What the table in use has for a tick. Without FC23's answers, and while the device is started, the readback needs its slots."""
+    if c.command23 >= 0 and c.fc23 == FC23_PROVEN and b.outputs.mode != MODE_STANDBY and _readable(b, &c.dev[c.txn[c.command].dev]):
+        return c.slot23[tick % HYPER]
+    return c.slot[tick % HYPER]
+
+
+cdef int _command(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
+    """The command as this tick takes it: with the readback, where neither this tick nor the one before has a slot and there is time."""
+    if (c.command23 < 0 or c.fc23 == FC23_REFUSED or not _readable(b, &c.dev[c.txn[c.command].dev]) or c.slot_tick >= c.tick - 1
+            or _of(b, c, c.tick) != SLOT_NONE or now + c.txn[c.command23].nominal_ns + FIT_NS > c.tick_t_ns + c.limit23_ns):
+        return c.command
+    return c.command23
+
+
 cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
     """The slot of tick `slot_of`: a probe, a verify, what is asked, or what the table says. True: something was sent."""
     cdef int64_t limit = c.slot_t_ns + c.limit_ns
-    cdef int i, dev, t = c.slot[c.slot_of % HYPER]
+    cdef int i, dev, t = _of(b, c, c.slot_of)
     cdef DevRow* d
     cdef DeviceStats* s
     if t == SLOT_NONE:
@@ -400,7 +431,7 @@ cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         elif c.command_pending and not (c.slot_pending and c.slot_of != c.tick):    # a slot of the tick before has its turn
             c.command_pending = 0
             if _commandable(b, &c.dev[c.txn[c.command].dev]):
-                _start(b, c, c.command, False, INT64_MAX, now)
+                _start(b, c, _command(b, c, now), False, INT64_MAX, now)
             else:
                 b.inputs.pcs_deaf = 1
         else:

@@ -110,6 +110,11 @@ cdef class ScanBench:
         if reset is not None:
             self.inp.reset = reset
 
+    @property
+    def deaf(self):
+        """True where the PCS did not take the last command, as far as is known."""
+        return bool(self.inp.pcs_deaf)
+
     def bus(self, int k):
         return self.stats[k]
 

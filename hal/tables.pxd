@@ -14,6 +14,11 @@ cdef enum:
     IDLE = -1                   # nothing in flight
     PROBE = -2                  # in flight: a read whose shape differs from everything given up
 
+cdef enum:
+    FC23_REFUSED = 0
+    FC23_UNTRIED = 1
+    FC23_PROVEN = 2
+
 cdef enum:                      # TxnRow.kind; order = KINDS in scan.pyx
     K_READ = 0
     K_VERIFY = 1
@@ -101,11 +106,14 @@ ctypedef struct ScanCtx:
     int32_t fast[MAX_FAST]
     int32_t fast_next           # next of fast[] to be sent in this tick
     int32_t slot[HYPER]
+    int32_t slot23[HYPER]       # while command23 is in use: without readbacks
     int32_t hurry[MAX_HURRY]    # reads that the start sequence waits for
     int32_t n_hurry
     int32_t hurry_next
     int32_t hurry_turn          # every other slot is theirs
     int32_t command
+    int32_t command23           # the same with the readback in its answer, -1
+    int32_t fc23                # FC23_*: of the device since it is here
     int32_t early
     int32_t skips
     int32_t carries             # a slot may begin after the next tick
@@ -123,6 +131,7 @@ ctypedef struct ScanCtx:
     int64_t slot_t_ns
     int64_t readback_ns         # when one was last sent
     int64_t limit_ns
+    int64_t limit23_ns          # command23's answer is in by then
     int64_t slack_ns
     int64_t command_end_ns      # the last command's last bit
 

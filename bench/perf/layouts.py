@@ -84,8 +84,9 @@ def planned_per_s(plan: Plan) -> dict[str, float]:
     out = {}
     for t in plan.tables:
         if isinstance(t, BusTable):
-            slots = sum(i >= 0 for i in t.slots)
-            left_out = sum(i != NONE for i in t.slots) * len(t.fast) * t.skips
+            table = t.slots23 or t.slots
+            slots = sum(i >= 0 for i in table)
+            left_out = sum(i != NONE for i in table) * len(t.fast) * t.skips
             a_table = len(t.fast) * HYPER_TICKS - left_out + (t.command >= 0) * HYPER_TICKS + slots
             out[t.spec.name] = a_table * 1000.0 / (HYPER_TICKS * t.tick_ms)
         else:

@@ -100,14 +100,14 @@ def test_one_bus_at_115200_is_refused_with_the_arithmetic() -> None:
         assert piece in text
 
 
-def one_bus(baud: int = 460800, slow: int = 0, **timing: object) -> Plan:
-    """Meter, battery and PCS on one bus; `slow` further reads of the battery, too far apart for one request."""
+def one_bus(baud: int = 460800, slow: int = 0, fc23: bool = False, **timing: object) -> Plan:
+    """Meter, battery and PCS (with FC23 or not) on one bus; `slow` further reads of the battery, too far apart for one request."""
     bms, signals = assumed("bms"), ("soc", "soh", "bms_state", "batt_v", "batt_i_a")
     far = tuple(replace(bms.fields[0], signal=signals[k % 5], addr=50000 + 200 * k, rate="slow") for k in range(slow))
     devices = [
         DeviceSpec("meter", "meter", "A", 1, METER),
         DeviceSpec("bms", "bms", "A", 2, replace(bms, fields=bms.fields + far)),
-        DeviceSpec("pcs", "pcs", "A", 3, assumed("pcs")),
+        DeviceSpec("pcs", "pcs", "A", 3, replace(assumed("pcs"), fc23=fc23)),
     ]
     return plan_site([BusSpec("A", baud=baud)], devices, timing=SiteTiming(**timing))  # type: ignore[arg-type]
 
@@ -125,6 +125,23 @@ def test_one_bus_at_460800_leaves_fast_reads_out_as_seldom_as_it_can() -> None:
     every = plan.to_json()["load_to_power_all_ms"]
     assert every["p99"] == pytest.approx(29.371, abs=2e-3) and f"{every['p99']:.2f}" in str(plan)
     assert one_bus(slow=8).to_json()["load_to_power_all_ms"]["p50"] > every["p50"], "more to read costs more ticks"
+
+
+def test_fc23_spares_the_slots_of_the_readback_where_that_pays() -> None:
+    without, plan = one_bus(), one_bus(fc23=True)
+    table = plan.tables[0]
+    assert isinstance(table, BusTable) and table.slots == without.tables[0].slots  # type: ignore[union-attr]
+    both = table.txns[table.command23]
+    assert (both.fc, both.wcount, both.count, both.wire.request, both.wire.answer) == (23, 4, 16, 21, 37)
+    spared = {table.txns[i].name for i in table.slots if i >= 0} - {table.txns[i].name for i in table.slots23 if i >= 0}
+    assert spared == {"pcs readback 40073"} and sum(i >= 0 for i in table.slots23) == 7 and plan.readback_every == 1
+    assert plan.command_end_ms - without.command_end_ms == pytest.approx(8 * 11e3 / 460800 / 2, abs=1e-3)  # four characters more
+    a, b = (p.to_json()["load_to_power_all_ms"] for p in (without, plan))
+    assert b["p50"] < a["p50"] and b["p99"] < a["p99"] + 0.1
+    assert "slots take 12 of 100 ticks instead of 7" in str(plan)
+    # Two buses at 460800 have a readback every tick; at 115200 the longer frame costs every command more than the slots it spares.
+    for p in (site(), site(115200)):
+        assert all(t.command23 == -1 for t in p.tables if isinstance(t, BusTable)) and "FC23" not in str(p)
 
 
 @pytest.mark.parametrize("slow", [0, 1, 5, 10])

@@ -48,9 +48,26 @@ def test_where_slots_are_rare_a_site_starts_at_once_and_reads_everything(layout:
     r = np.frombuffer(s.image.drain(max(0, int(s.image.head) - 2900))[0], im.record_dtype())
     assert set(r["out"]["mode"].tolist()) == {im.MODE_GRID}
     t_ns = r["inp"]["t_ns"]
-    oldest = {"meter": 0.02, "pcs": 0.41} | dict.fromkeys(("pcs_ctl", "pcs_life", "bms", "bms_lim", "bms_temp"), 1.02)
+    pcs_s = 0.04 if layout is LAYOUTS[0] else 0.41  # FC23: with the command, but in ticks of a slot
+    oldest = {"meter": 0.02, "pcs": pcs_s} | dict.fromkeys(("pcs_ctl", "pcs_life", "bms", "bms_lim", "bms_temp"), 1.02)
     for group, oldest_s in oldest.items():
         assert (t_ns - r["inp"][group]["g"]["rx_ns"]).max() < oldest_s * 1e9, group
+
+
+@pytest.mark.parametrize("since_s", [0.0, 30.0])
+def test_a_pcs_without_fc23_is_commanded_and_read_back_as_before(tmp_path: Path, since_s: float) -> None:
+    """Refused at the first try, or one day after it was used: exception 1 costs no mode, no alarm and no command."""
+    faults = [{"at_s": since_s, "for_s": None, "key": "pcs.fc23", "value": 0}]
+    s = Simulation(LAYOUTS[0].site(tmp_path), LoadOptions(trace="steps", repeat=False), faults=faults)
+    s.to_grid()
+    s.run_until(s.began_ns + int(60e9))
+    r = np.frombuffer(s.image.drain(max(0, int(s.image.head) - 4500))[0], im.record_dtype())
+    assert set(r["out"]["mode"].tolist()) == {im.MODE_GRID} and not r["inp"]["pcs_deaf"].any()
+    assert not any(e.kind == "alarm" for e in s.supervisor.events)
+    assert s.image.bus_stats(0)["exceptions"] == 1 and s.image.device_stats(2)["lost_count"] == 0
+    age_ms = (r["inp"]["t_ns"] - r["inp"]["pcs"]["g"]["rx_ns"])[-2500:] / 1e6
+    assert 200.0 < age_ms.max() < 410.0, "five readbacks a second, in slots of their own"
+    assert len(r) == 4500 and np.diff(s.truth()["cmd_t_end_ns"])[-2500:].max() < 13e6
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:2], ids=lambda layout: layout.name)
