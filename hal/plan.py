@@ -458,7 +458,7 @@ def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, 
                 carries=b.every > 1 and b.command >= 0 and not b.fast,
                 command23=b.command23,
                 slots23=tuple(b.slots23),
-                limit23_ms=b.next_ms(timing) - b.spec.line.t35_ms,
+                next_ms=b.next_ms(timing) - b.spec.line.t35_ms,
             )
         )
         _timeline(plan, b)

@@ -135,7 +135,7 @@ class BusTable:
     carries: bool = False  # a slot begins when the command is answered, be it after the next tick
     command23: int = -1  # index of the command whose answer is the readback (FC23): for ticks without a slot
     slots23: tuple[int, ...] = ()  # the slots while that is in use: without readbacks
-    limit23_ms: float = 0.0  # its answer is in by then
+    next_ms: float = 0.0  # the bus is needed again, silence before it: what ends by then costs nothing
 
 
 @dataclass(frozen=True)

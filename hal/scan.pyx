@@ -345,7 +345,7 @@ cdef inline int _of(Bus* b, ScanCtx* c, int64_t tick) noexcept nogil:
 cdef int _command(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
     """The command as this tick takes it: with the readback, where neither this tick nor the one before has a slot and there is time."""
     if (c.command23 < 0 or c.fc23 == FC23_REFUSED or not _readable(b, &c.dev[c.txn[c.command].dev]) or c.slot_tick >= c.tick - 1
-            or _of(b, c, c.tick) != SLOT_NONE or now + c.txn[c.command23].nominal_ns + FIT_NS > c.tick_t_ns + c.limit23_ns):
+            or _of(b, c, c.tick) != SLOT_NONE or now + c.txn[c.command23].nominal_ns + FIT_NS > c.tick_t_ns + c.next_ns):
         return c.command
     return c.command23
 
@@ -354,12 +354,16 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
     """The slot of tick `slot_of`: a probe, a verify, what is asked, or what the table says. True: something was sent."""
     cdef int64_t limit = c.slot_t_ns + c.limit_ns
     cdef int i, dev, t = _of(b, c, c.slot_of)
+    cdef bint due = False                   # a readback that has given its turns away
     cdef DevRow* d
     cdef DeviceStats* s
     if t == SLOT_NONE:
-        return False
-    if b.outputs.mode == MODE_STANDBY and c.n_hurry > 0 and (t == SLOT_FREE or (
-            c.txn[t].kind == K_READ and not (c.txn[t].readback and now - c.readback_ns > READBACK_NS))):
+        if c.command < 0 or _commandable(b, &c.dev[c.txn[c.command].dev]):
+            return False
+        limit = c.slot_t_ns + c.next_ns     # a PCS that is not commanded leaves its place in the tick, to be proven again in
+    else:
+        due = t >= 0 and c.txn[t].readback and now - c.readback_ns > READBACK_NS and _readable(b, &c.dev[c.txn[t].dev])
+    if b.outputs.mode == MODE_STANDBY and c.n_hurry > 0 and not due and (t == SLOT_FREE or (t >= 0 and c.txn[t].kind == K_READ)):
         # The start sequence waits for what is else read once a second; of its slots every other one is enough for the rest. Where slots
         # are rare, not for the readback: a PCS that is not read is a lost one, and the start would begin again and again.
         c.hurry_turn ^= 1
@@ -379,7 +383,7 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         if s.alive and d.n_verify > 0 and s.verified <= 0 and now >= d.again_ns:
             t = d.verify0 + d.verify_next
             break
-        if s.alive and s.verified == 1 and _asked(b, c, d, now) >= 0:
+        if s.alive and s.verified == 1 and not due and _asked(b, c, d, now) >= 0:
             t = _asked(b, c, d, now)
             break
     if t < 0:

@@ -131,7 +131,7 @@ ctypedef struct ScanCtx:
     int64_t slot_t_ns
     int64_t readback_ns         # when one was last sent
     int64_t limit_ns
-    int64_t limit23_ns          # command23's answer is in by then
+    int64_t next_ns             # what ends so long after its tick costs nothing
     int64_t slack_ns
     int64_t command_end_ns      # the last command's last bit
 

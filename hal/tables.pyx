@@ -88,7 +88,7 @@ cdef object _fill(ScanCtx* c, table):
     for i in range(HYPER):
         c.slot[i] = table.slots[i]
         c.slot23[i] = table.slots23[i] if table.slots23 else SLOT_NONE
-    c.command23, c.fc23, c.limit23_ns = table.command23, FC23_UNTRIED, round(table.limit23_ms * 1e6)
+    c.command23, c.fc23, c.next_ns = table.command23, FC23_UNTRIED, round(table.next_ms * 1e6)
     for i in range(c.n_txn):
         if c.txn[i].kind == 0 and i not in table.fast and not c.txn[i].readback and c.n_hurry < MAX_HURRY:
             c.hurry[c.n_hurry] = i

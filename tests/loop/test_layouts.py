@@ -82,3 +82,18 @@ def test_where_slots_are_rare_a_lost_meter_answer_costs_two_ticks(layout: Layout
     assert (r["inp"]["t_ns"] - r["inp"]["meter"]["g"]["rx_ns"]).max() < 4 * TICK_NS  # and one more where a slot lies beside it
     assert set(r["out"]["mode"].tolist()) == {im.MODE_GRID}
     assert s.image.engine_stats()["missed_ticks"] == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2], ids=lambda layout: layout.name)
+def test_where_slots_are_rare_a_pcs_that_is_away_for_a_moment_is_proven_again_in_time(layout: Layout, tmp_path: Path) -> None:
+    """Three lost commands make it a lost device; its identity is read again in ticks that have no command to send."""
+    faults = [{"at_s": 30 + 5 * k, "for_s": 0.05, "key": "pcs.dead", "value": 1} for k in range(4)]
+    s = Simulation(layout.site(tmp_path), LoadOptions(trace=300e3, repeat=False), faults=faults)
+    s.to_grid()
+    s.run_until(s.began_ns + int(52e9))
+    r = np.frombuffer(s.image.drain(max(0, int(s.image.head) - 2300))[0], im.record_dtype())
+    assert s.image.device_stats(2)["lost_count"] == 4
+    assert set(r["out"]["mode"].tolist()) == {im.MODE_GRID}
+    assert (r["inp"]["t_ns"] - r["inp"]["meter"]["g"]["rx_ns"]).max() < 4 * TICK_NS
+    away = (r["inp"]["t_ns"] - r["inp"]["pcs"]["g"]["rx_ns"]).max() / 1e9
+    assert away < 0.6, "of control.pcs_lost_s, 1 s"
