@@ -4,6 +4,7 @@ Rules that keep the image honest:
 - a group is stamped only by a whole, right answer to the present request; a failed read leaves it alone, so its age shows;
 - after an answer was given up, the next read of that device asks for another number of registers ("probe"): devices answer in order, so
   once that has come, no old answer can be taken for a new one. One lost frame costs one tick, in the after-slot of the same tick;
+- where slots are rare, any answer that is unlike all those given up serves as the probe (an acknowledgement after a lost readback);
 - a device is read and commanded only while its identity and scale factors equal the compiled ones, checked after every return;
 - FC23 (command and readback in one) is tried where the plan gains by it and used once it was answered; a device that refuses it gets FC16 in
   the same tick. A late answer to it would look like a new one: after a lost answer commands go by FC16 until a probe was answered;
@@ -32,7 +33,6 @@ cdef int64_t RETRY_MAX_NS = 5000000000
 cdef int64_t READBACK_NS = 300000000        # a readback's slot is given to others only while the last one is younger
 cdef int64_t AGAIN_NS = 1000000000          # an operation or setting that was asked once is repeated so often while it is still asked
 cdef double STANDBY = 7.0                   # 701.InvSt
-
 
 
 # ---------------------------------------------------------------- devices
@@ -210,9 +210,9 @@ cdef void _finish(Bus* b, ScanCtx* c, int result, int64_t now) noexcept nogil:
         b.fast_pending -= 1
     if result == RX_OK or result == RX_EXCEPTION:
         _answered(b, d, now)
-        if t == NULL:
+        if t == NULL or (c.proves and result == RX_OK):
             d.desync = 0                    # devices answer in order: nothing older is still to come
-        else:
+        if t != NULL:
             _done(b, c, d, t, result == RX_OK, now)
     if result == RX_OK:
         s.ok += 1
@@ -267,6 +267,15 @@ cdef void _send(Bus* b, ScanCtx* c, int what, int dev, bint fast, int64_t turnar
         _finish(b, c, RX_TIMEOUT, now)
 
 
+cdef bint _unlike(const ScanCtx* c, const TxnRow* t) noexcept nogil:
+    """Where slots are rare: does the answer to `t` differ from those to all requests of its device that were given up?"""
+    cdef int i
+    for i in range(c.m.given_n):
+        if c.m.given[i].unit == t.unit and c.m.given[i].fc == t.fc and (t.wcount > 0 or c.m.given[i].count == t.count):
+            return False
+    return c.skips or c.carries
+
+
 cdef bint _start(Bus* b, ScanCtx* c, int what, bint fast, int64_t limit, int64_t now) noexcept nogil:
     """Frame and send transaction `what`; its answer is waited for until the slack is over, at most until `limit`.
     False: nothing was sent (a value that is not finite)."""
@@ -281,6 +290,7 @@ cdef bint _start(Bus* b, ScanCtx* c, int what, bint fast, int64_t limit, int64_t
         return False
     if t.readback:
         c.readback_ns = now
+    c.proves = _unlike(c, t)
     _send(b, c, what, t.dev, fast, t.turnaround_ns, deadline if deadline < limit else limit, now)
     return True
 
@@ -362,7 +372,7 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
             return False
         limit = c.slot_t_ns + c.next_ns     # a PCS that is not commanded leaves its place in the tick, to be proven again in
     else:
-        due = t >= 0 and c.txn[t].readback and now - c.readback_ns > READBACK_NS and _readable(b, &c.dev[c.txn[t].dev])
+        due = t >= 0 and c.txn[t].readback and now - c.readback_ns > READBACK_NS and _commandable(b, &c.dev[c.txn[t].dev])
     if b.outputs.mode == MODE_STANDBY and c.n_hurry > 0 and not due and (t == SLOT_FREE or (t >= 0 and c.txn[t].kind == K_READ)):
         # The start sequence waits for what is else read once a second; of its slots every other one is enough for the rest. Where slots
         # are rare, not for the readback: a PCS that is not read is a lost one, and the start would begin again and again.
@@ -375,6 +385,8 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         d = &c.dev[dev]
         s = _stats(b, d)
         if (s.alive and d.desync) or (not s.alive and now >= s.retry_ns):
+            if t >= 0 and c.txn[t].dev == dev and c.txn[t].kind == K_READ and _commandable(b, d) and _unlike(c, &c.txn[t]):
+                continue
             c.round = dev + 1
             return _probe(b, c, dev, limit, now)
     for i in range(c.n_dev):
@@ -389,17 +401,17 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
     if t < 0:
         return False
     d = &c.dev[c.txn[t].dev]
-    if c.txn[t].kind == K_READ and not _readable(b, d):
+    if c.txn[t].kind == K_READ and not _readable(b, d) and not _unlike(c, &c.txn[t]):
         return False
     if c.txn[t].kind != K_VERIFY and not _commandable(b, d):
         return False
     if c.txn[t].kind == K_RENEW and (not b.outputs.rvrt_s > 0.0 or b.outputs.gate != 1 or b.inputs.pcs_deaf):
         return False                        # the timer lives on commands that were taken: nothing else may keep old power alive
     if c.early and c.txn[t].readback:       # the kernel waits for it
-        if _start(b, c, t, True, INT64_MAX, now):
-            b.fast_pending += c.current_fast
-            return True
-        return False
+        if not _start(b, c, t, True, INT64_MAX, now):
+            return False
+        b.fast_pending += c.current_fast
+        return True
     if now + c.txn[t].nominal_ns + FIT_NS > limit:
         c.slots_missed += 1
         return False
@@ -428,10 +440,10 @@ cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         if c.fast_next < c.n_fast:
             t = c.fast[c.fast_next]
             c.fast_next += 1
-            if _readable(b, &c.dev[c.txn[t].dev]):
-                _start(b, c, t, True, INT64_MAX, now)
-            else:
+            if not _readable(b, &c.dev[c.txn[t].dev]):
                 _probe(b, c, c.txn[t].dev, INT64_MAX, now)
+                continue
+            _start(b, c, t, True, INT64_MAX, now)
         elif c.command_pending and not (c.slot_pending and c.slot_of != c.tick):    # a slot of the tick before has its turn
             c.command_pending = 0
             if _commandable(b, &c.dev[c.txn[c.command].dev]):

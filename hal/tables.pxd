@@ -119,6 +119,7 @@ ctypedef struct ScanCtx:
     int32_t carries             # a slot may begin after the next tick
     int32_t current             # in flight: index, IDLE, PROBE
     int32_t current_dev
+    int32_t proves              # no late answer of its device can be taken for its answer
     int32_t current_fast        # it counts in Bus.fast_pending
     int32_t command_pending
     int32_t slot_pending

@@ -84,6 +84,19 @@ def test_where_slots_are_rare_a_lost_meter_answer_costs_two_ticks(layout: Layout
     assert s.image.engine_stats()["missed_ticks"] == 0
 
 
+@pytest.mark.parametrize("layout", LAYOUTS[:3], ids=lambda layout: layout.name)
+def test_no_read_starves_while_answers_are_lost(layout: Layout, tmp_path: Path) -> None:
+    """One answer in twenty lost on every bus, for 45 s: no group is older than a few of its turns, and GRID is held."""
+    faults = [{"at_s": 15, "for_s": None, "key": f"{port}.drop_p", "value": 0.05} for port in "ab"]
+    s = Simulation(layout.site(tmp_path), LoadOptions(trace=300e3, repeat=False), faults=faults)
+    s.to_grid()
+    s.run_until(s.began_ns + int(60e9))
+    r = np.frombuffer(s.image.drain(max(0, int(s.image.head) - 4400))[0], im.record_dtype())
+    assert set(r["out"]["mode"].tolist()) == {im.MODE_GRID}
+    for group, oldest_s in {"meter": 0.3, "pcs": 0.6, "pcs_ctl": 4.0, "pcs_life": 4.0, "bms": 4.0, "bms_lim": 4.0, "bms_temp": 4.1}.items():
+        assert (r["inp"]["t_ns"] - r["inp"][group]["g"]["rx_ns"]).max() < oldest_s * 1e9, group
+
+
 @pytest.mark.parametrize("layout", LAYOUTS[:2], ids=lambda layout: layout.name)
 def test_where_slots_are_rare_a_pcs_that_is_away_for_a_moment_is_proven_again_in_time(layout: Layout, tmp_path: Path) -> None:
     """Three lost commands make it a lost device; its identity is read again in ticks that have no command to send."""
