@@ -372,7 +372,7 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
             return False
         limit = c.slot_t_ns + c.next_ns     # a PCS that is not commanded leaves its place in the tick, to be proven again in
     else:
-        due = t >= 0 and c.txn[t].readback and now - c.readback_ns > READBACK_NS and _commandable(b, &c.dev[c.txn[t].dev])
+        due = t >= 0 and c.txn[t].readback and 0 < c.readback_ns < now - READBACK_NS and _commandable(b, &c.dev[c.txn[t].dev])
     if b.outputs.mode == MODE_STANDBY and c.n_hurry > 0 and not due and (t == SLOT_FREE or (t >= 0 and c.txn[t].kind == K_READ)):
         # The start sequence waits for what is else read once a second; of its slots every other one is enough for the rest. Where slots
         # are rare, not for the readback: a PCS that is not read is a lost one, and the start would begin again and again.

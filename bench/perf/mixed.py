@@ -116,7 +116,8 @@ def verdicts(m: realtime.Measured, report: str, full: bool) -> list[Row]:
     left = [text for text in events[reached[0] :] if text.startswith("GRID ->")] if reached else ["GRID was never reached"]
     left = [text for text in left if not text.endswith("STOP")]
     out = realtime.tick_rows(tag, s, m.cyclictest)
-    out.append(Row(f"{tag}: GRID to the end", len(left), "never left", not left, "; ".join(left[:3])))
+    alarms = [e["text"] for e in s["events"] if e["kind"] == "alarm" and not e["text"].endswith("cleared")]
+    out.append(Row(f"{tag}: GRID to the end", len(left), "never left", not left, "; ".join([*left[:3], *alarms[:3]])))
     for bus, row in s["buses"].items():
         note = f"{row['timeouts'] + row['crc_errors']} without a good answer in time, {row['late']} of them late"
         out.append(info(f"{tag}: bus {bus}, transactions", row["transactions"], note))
