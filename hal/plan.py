@@ -25,6 +25,7 @@ from hal.planslots import NoRoom, fill, seldom
 from hal.plantypes import (
     DELAY_EVERY,
     HYPER_TICKS,
+    LATE_MS,
     MAX_BUSES,
     MAX_DEVICES,
     MAX_SLOT_TICKS,
@@ -345,13 +346,14 @@ def _delaying(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
     t35, command = b.spec.line.t35_ms, b.txns[b.command].wire
     # The delayed command must have its answer before the next one is due.
     latest = 2 * timing.tick_ms + b.cmd_start_ms - command.total_ms - t35
-    margin = min(timing.margin_ms, 0.2)  # late here only delays a command once more; it costs no answer
+    margin = min(timing.margin_ms, 0.2)
     txns = _after_txns(b, latest - b.after_ms - margin)
     if txns is None:
         return None
     longest = max((t.wire.nominal_ms for t in txns), default=0.0)
     b.delay_ms = max(0.0, b.after_ms + longest + t35 - timing.tick_ms - b.cmd_start_ms)
-    b.limit_ms = b.after_ms + longest + margin
+    # A slot that begins late still goes: the command after it, and the one after that, leave later by as much.
+    b.limit_ms = latest + LATE_MS
     b.every = timing.slot_every or DELAY_EVERY
     return txns
 

@@ -18,6 +18,7 @@ FREE = -2  # after-slot that may serve what comes up (a probe, a request of the 
 NONE = -1  # no after-slot in this tick
 DELAY_EVERY = 10  # where a readback delays a command: ten times a second, as often as a lost PCS must be noticed
 MAX_SLOT_TICKS = 20  # a slow read on a bus that the tick does not wait for may take so long
+LATE_MS = 1.0  # ... and may begin so much later than planned
 SKIP_EVERY, SKIP_MOST = 20, 4  # where an after-slot costs fast reads: one in so many ticks, as seldom as everything has its place
 READBACKS = 5  # ... and so many of them in HYPER_TICKS for the readback: a PCS is lost after control.pcs_lost_s
 

@@ -218,6 +218,8 @@ cdef void _finish(Bus* b, ScanCtx* c, int result, int64_t now) noexcept nogil:
         s.ok += 1
         if t != NULL:
             t.fails = 0
+            if t.readback:
+                c.readback_ns = now
         if _commands(c, c.current):
             b.inputs.pcs_deaf = 0
             c.txn[c.command].fails = 0
@@ -288,8 +290,6 @@ cdef bint _start(Bus* b, ScanCtx* c, int what, bint fast, int64_t limit, int64_t
             return False
     if rtu_build(&c.m, t.unit, t.fc, t.addr, t.count, data, t.waddr, t.wcount) < 0:
         return False
-    if t.readback:
-        c.readback_ns = now
     c.proves = _unlike(c, t)
     _send(b, c, what, t.dev, fast, t.turnaround_ns, deadline if deadline < limit else limit, now)
     return True

@@ -130,7 +130,7 @@ ctypedef struct ScanCtx:
     int64_t tick_t_ns
     int64_t slot_of             # the tick whose slot is pending, and its instant
     int64_t slot_t_ns
-    int64_t readback_ns         # when one was last sent
+    int64_t readback_ns         # when one was last answered
     int64_t limit_ns
     int64_t next_ns             # what ends so long after its tick costs nothing
     int64_t slack_ns

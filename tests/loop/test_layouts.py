@@ -110,3 +110,16 @@ def test_where_slots_are_rare_a_pcs_that_is_away_for_a_moment_is_proven_again_in
     assert (r["inp"]["t_ns"] - r["inp"]["meter"]["g"]["rx_ns"]).max() < 4 * TICK_NS
     away = (r["inp"]["t_ns"] - r["inp"]["pcs"]["g"]["rx_ns"]).max() / 1e9
     assert away < 0.6, "of control.pcs_lost_s, 1 s"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2], ids=lambda layout: layout.name)
+def test_where_slots_are_rare_answers_that_come_a_little_late_cost_no_slot(layout: Layout, tmp_path: Path) -> None:
+    """Up to 0.4 ms each, as a machine under load makes them: the site starts, and the readback keeps its turns."""
+    faults = [{"at_s": 0, "for_s": None, "key": f"{port}.jitter_s", "value": 0.0004} for port in "ab"]
+    s = Simulation(layout.site(tmp_path), LoadOptions(trace=300e3, repeat=False), faults=faults)
+    s.to_grid()
+    s.run_until(s.began_ns + int(40e9))
+    r = np.frombuffer(s.image.drain(max(0, int(s.image.head) - 2500))[0], im.record_dtype())
+    assert set(r["out"]["mode"].tolist()) == {im.MODE_GRID}
+    assert (r["inp"]["t_ns"] - r["inp"]["pcs"]["g"]["rx_ns"]).max() < 0.41e9
+    assert all(port.slots_missed == 0 for port in s.ports) and s.image.bus_stats(0)["timeouts"] == 0
