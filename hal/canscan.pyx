@@ -370,6 +370,7 @@ cdef void _on_outputs(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     """The kernel has stepped: the command first, then what is due of the rest."""
     cdef CanCtx* c = <CanCtx*>b.ctx
     cdef TxRow* t
+    cdef int64_t at = b.inputs.t_ns         # periods are counted on ticks: a wake-up that was late makes the next frame no later
     cdef bint sent
     cdef int i
     for i in range(c.n_dev):
@@ -382,9 +383,9 @@ cdef void _on_outputs(Bus* b, int64_t tick, int64_t now) noexcept nogil:
         b.inputs.pcs_deaf = b.outputs.gate == 1 and (not sent or _deaf(b, c, now))
     for i in range(c.n_tx):
         t = &c.tx[i]
-        if t.period_ns == 0 or now < t.next_ns or (t.live and not _commandable(b, c, t.dev)):
+        if t.period_ns == 0 or at < t.next_ns or (t.live and not _commandable(b, c, t.dev)):
             continue
-        t.next_ns = t.next_ns + t.period_ns if now - t.next_ns < t.period_ns else now + t.period_ns
+        t.next_ns = t.next_ns + t.period_ns if at - t.next_ns < t.period_ns else at + t.period_ns
         if _fill(b, c, t):
             _out(b, c, &t.f, now)
     _poll(b, c, now)

@@ -6,10 +6,11 @@ at once (after silence, where its bus has just answered); then each bus has one 
 reversion timer, slow reads. What stands in which tick's after-slot is a table of 100 ticks. An after-slot must be
 over, silence kept, before its bus is next needed.
 
-Where after-slots fit no tick (115200 baud) they come every Nth tick and reach into the next one: on the command's bus
-the next command leaves later, on a bus with fast reads these are left out once. The plan says by how much and how
-often: `load_to_*_ms` are the figures of ticks in their place, `*_all_ms` those of all ticks. With `readback_first` the
-slot lies at the tick and the kernel waits for it.
+Where after-slots fit no tick (115200 baud; one bus for all at 460800) they come every Nth tick and reach into the next
+one: on the command's bus the next command leaves later, on a bus with fast reads these are left out once. Each slow
+read still has a slot a second, the readback five. The plan says by how much and how often: `load_to_*_ms` are the
+figures of ticks in their place, `*_all_ms` those of all ticks. With `readback_first` the slot lies at the tick and the
+kernel waits for it.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from typing import Any
 
 from hal.canplan import CanSpec, CanTable, plan_can
 from hal.canplan import notes as can_notes
+from hal.planslots import NoRoom, fill, seldom
 from hal.plantypes import (
     DELAY_EVERY,
-    FREE,
     HYPER_TICKS,
+    LATE_MS,
     MAX_BUSES,
     MAX_DEVICES,
     MAX_SLOT_TICKS,
     NONE,
-    SKIP_EVERY,
     BusSpec,
     BusTable,
     DeviceSpec,
@@ -42,7 +43,6 @@ from hal.plantypes import (
 from hal.rows import (
     COMMAND,
     FAST,
-    HEARTBEAT,
     READBACK,
     RENEW,
     SECOND,
@@ -86,6 +86,18 @@ class _BusPlan:
     early: bool = False
     skips: bool = False
     slots: list[int] = field(default_factory=list)
+    command23: int = -1  # the command with the readback in its answer, for ticks without a slot
+    every23: int = 1
+    slots23: list[int] = field(default_factory=list)  # ... and what the slots are for then
+
+    def next_ms(self, timing: SiteTiming) -> float:
+        """When the bus is next needed after its command, counted from its tick."""
+        return timing.tick_ms + (0.0 if self.fast or self.early else self.cmd_start_ms)
+
+    @property
+    def usual(self) -> list[int]:
+        """The slots of a bus whose devices have what they are asked for."""
+        return self.slots23 or self.slots
 
     @property
     def needed(self) -> bool:
@@ -296,8 +308,8 @@ def _split(rows: tuple[Verify, ...], limit: int) -> list[Verify]:
 
 def _place_after(b: _BusPlan, timing: SiteTiming, problems: list[PlanProblem]) -> None:
     txns = _after_txns(b, _budget(b, timing))
-    if txns is None and not b.early and (b.command < 0 or not b.fast):
-        txns = _delaying(b, timing) if b.command >= 0 else _skipping(b, timing)
+    if txns is None and not b.early:
+        txns = _skipping(b, timing) if b.fast or b.command < 0 else _delaying(b, timing)
     if txns is None:
         line, budget = b.spec.line, _budget(b, timing)
         shortest = WireTime(line, 8, 7, min((m.turnaround_ms for _, _, m in b.devices), default=0.0))
@@ -320,7 +332,12 @@ def _place_after(b: _BusPlan, timing: SiteTiming, problems: list[PlanProblem]) -
         return
     base = len(b.txns)
     b.txns += txns
-    _fill_slots(b, base, timing, problems)
+    try:
+        b.slots = fill(txns, base, b.every, b.skips, timing)
+    except NoRoom as e:
+        problems.append(PlanProblem(b.spec.name, str(e), ("move a device to another bus", b.spec.faster)))
+        return
+    _with_fc23(b, base, timing)
 
 
 def _delaying(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
@@ -329,67 +346,55 @@ def _delaying(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
     t35, command = b.spec.line.t35_ms, b.txns[b.command].wire
     # The delayed command must have its answer before the next one is due.
     latest = 2 * timing.tick_ms + b.cmd_start_ms - command.total_ms - t35
-    margin = min(timing.margin_ms, 0.2)  # late here only delays a command once more; it costs no answer
+    margin = min(timing.margin_ms, 0.2)
     txns = _after_txns(b, latest - b.after_ms - margin)
     if txns is None:
         return None
     longest = max((t.wire.nominal_ms for t in txns), default=0.0)
     b.delay_ms = max(0.0, b.after_ms + longest + t35 - timing.tick_ms - b.cmd_start_ms)
-    b.limit_ms = b.after_ms + longest + margin
+    # A slot that begins late still goes: the command after it, and the one after that, leave later by as much.
+    b.limit_ms = latest + LATE_MS
     b.every = timing.slot_every or DELAY_EVERY
     return txns
 
 
 def _skipping(b: _BusPlan, timing: SiteTiming) -> list[Txn] | None:
-    """Slow reads fit no tick beside the fast ones: they take one in SKIP_EVERY, and the fast reads of the next are
-    left out. On a bus without fast reads they take as many ticks as they need: nobody waits for the line."""
+    """After-slots fit no tick beside the fast reads: they take one in N, and the fast reads of the next are left out; its command, if it is
+    on this bus, follows the slot and repeats what the kernel knows. On a bus without fast reads they take as many ticks as they need:
+    nobody waits for the line."""
+    command_ms = b.txns[b.command].wire.total_ms if b.command >= 0 else 0.0
     for ticks in range(2, 3 if b.fast else MAX_SLOT_TICKS + 1):
-        limit = ticks * timing.tick_ms - b.spec.line.t35_ms
+        limit = ticks * timing.tick_ms - b.spec.line.t35_ms - command_ms
         txns = _after_txns(b, limit - b.after_ms - timing.margin_ms)
         if txns is not None:
             b.limit_ms, b.skips = limit, bool(b.fast)
-            b.every = timing.slot_every or SKIP_EVERY if b.fast else max(ticks, timing.slot_every)
+            b.every = timing.slot_every or seldom(txns, timing) if b.fast else max(ticks, timing.slot_every)
             b.delay_ms = timing.tick_ms
             return txns
     return None
 
 
-def _fill_slots(b: _BusPlan, base: int, timing: SiteTiming, problems: list[PlanProblem]) -> None:
-    """Once-a-second transactions spread evenly, each in the place of a readback or slow read; the rest round robin."""
-    mine = range(base, len(b.txns))
-    second = [i for i in mine if b.txns[i].kind in ("read", HEARTBEAT) and b.txns[i].rate == SECOND]
-    for i in mine:
-        if b.txns[i].kind == RENEW and timing.rvrt_s > 0.0:
-            # at least every third of the timer, whatever the timer
-            second += [i] * max(1, -int(-3.0 * HYPER_TICKS * timing.tick_ms / 1000.0 // timing.rvrt_s))
-    readback = [i for i in mine if b.txns[i].rate == READBACK]
-    slow = [i for i in mine if b.txns[i].kind == "read" and b.txns[i].rate == SLOW]
-    # Where fast reads are left out the kernel steps at once, into a slot that reaches over from the tick before: never the same ticks.
-    first = b.every // 4 if b.skips else b.every - 1
-    ticks = list(range(first, HYPER_TICKS, b.every))
-    if len(second) + bool(readback) + len(slow) > len(ticks):
-        problems.append(
-            PlanProblem(
-                b.spec.name,
-                f"{len(second)} once-a-second transactions and {len(slow)} slow reads need more than the "
-                f"{len(ticks)} after-slots "
-                f"of {HYPER_TICKS} ticks",
-                ("move a device to another bus", b.spec.faster),
-            )
-        )
+def _with_fc23(b: _BusPlan, base: int, timing: SiteTiming) -> None:
+    """Where slots are rare, a PCS that has FC23 is read back with its command, in ticks that have no slot: fewer slots are needed then.
+    FC16 and FC03 keep their places beside it: for ticks with a slot, after a lost answer, for a device that refuses FC23."""
+    if b.command < 0 or b.every == 1:
         return
-    b.slots = [NONE if b.every > 1 else FREE] * HYPER_TICKS
-    places = {ticks[int((k + 0.5) * len(ticks) / len(second))]: i for k, i in enumerate(second)}
-    rest = readback + slow if not (readback and slow) else [x for s in slow for x in (*readback, s)]
-    n = 0
-    for t in ticks:
-        if t in places:
-            b.slots[t] = places[t]
-        elif rest:
-            b.slots[t] = rest[n % len(rest)]
-            n += 1
-        else:
-            b.slots[t] = FREE
+    command = b.txns[b.command]
+    device = next(m for i, _, m in b.devices if i == command.device)
+    reads = [t for t in b.txns if t.kind == "read" and t.rate == READBACK and t.device == command.device]
+    if not device.fc23 or command.fc != 16 or len(reads) != 1 or reads[0].fc != 3:
+        return
+    wire = WireTime(b.spec.line, request_chars(23, command.wcount), answer_chars(23, reads[0].count), device.turnaround_ms)
+    if b.cmd_start_ms + wire.nominal_ms + 0.2 > b.next_ms(timing) - b.spec.line.t35_ms:
+        return
+    rest = [t if t is not reads[0] else replace(t, kind="none") for t in b.txns[base:]]
+    every = timing.slot_every or seldom(rest, timing)
+    slots = fill(rest, base, every, b.skips, timing)
+    spared = (sum(i != NONE for i in b.slots) - sum(i != NONE for i in slots)) / HYPER_TICKS
+    if spared * b.delay_ms <= wire.request_ms - command.wire.request_ms:  # its longer frame would cost the mean step more than slots do
+        return
+    b.every23, b.slots23 = every, slots
+    b.command23 = b.add(replace(command, fc=23, addr=reads[0].addr, count=reads[0].count, rate=READBACK, wire=wire, fields=reads[0].fields))
 
 
 # ---------------------------------------------------------------- deadlines and figures
@@ -402,8 +407,7 @@ def _slack(plans: list[_BusPlan], step_ms: float, timing: SiteTiming, problems: 
     for b in plans:
         if b.command < 0:
             continue
-        next_ms = timing.tick_ms + (0.0 if b.fast or b.early else b.cmd_start_ms)
-        room = next_ms - b.cmd_start_ms - b.txns[b.command].wire.total_ms
+        room = b.next_ms(timing) - b.cmd_start_ms - b.txns[b.command].wire.total_ms
         if room < 0.2:
             problems.append(
                 PlanProblem(
@@ -424,9 +428,11 @@ def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, 
     sample = start + meter.wire.request_ms + meter.wire.line.t35_ms
     if meter.sample == "answer":
         sample += meter.wire.turnaround_ms
-    late = tuple((b.delay_ms, 1.0 / b.every) for b in (bus, meter_bus) if b is not None and b.every > 1 and b.delay_ms > 0.0)
+    waited = [meter_bus] + ([bus] if bus is not None and bus is not meter_bus else [])
+    late = tuple((b.delay_ms, sum(i != NONE for i in b.usual) / HYPER_TICKS) for b in waited if b.every > 1 and b.delay_ms > 0.0)
     if bus is not None:
-        end, detection = bus.cmd_start_ms + bus.txns[bus.command].wire.request_ms, bus.spec.line.t35_ms
+        usual = bus.txns[bus.command23 if bus.command23 >= 0 else bus.command]
+        end, detection = bus.cmd_start_ms + usual.wire.request_ms, bus.spec.line.t35_ms
     else:  # on CAN the frame's own end is its detection; waiting for the bus delays a share of them, at worst so much
         assert sent is not None
         end, detection = step_ms + sent.worst_ms, 0.0
@@ -434,7 +440,7 @@ def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, 
     to_command = Latency(end - sample + 0.5 * meter.window_ms, timing.tick_ms, meter.update_ms, late)
     behind = detection + timing.dead_ms + SETTLE * timing.tau_ms
     to_power = replace(to_command, constant_ms=to_command.constant_ms + behind)
-    every = bus.every if bus is not None else 1
+    every = 1 if bus is None or bus.command23 >= 0 else bus.every
     plan = Plan(timing.tick_ms, step_ms, step_ms + slack_ms, end - step_ms, sample, end, to_command, to_power, every)
     plan.tables += can.values()
     for b in plans:
@@ -451,6 +457,10 @@ def _result(plans: list[_BusPlan], can: Mapping[str, CanTable], step_ms: float, 
                 timing.tick_ms,
                 b.early,
                 b.skips,
+                carries=b.every > 1 and b.command >= 0 and not b.fast,
+                command23=b.command23,
+                slots23=tuple(b.slots23),
+                next_ms=b.next_ms(timing) - b.spec.line.t35_ms,
             )
         )
         _timeline(plan, b)
@@ -469,10 +479,11 @@ def _timeline(plan: Plan, b: _BusPlan) -> None:
     for i in b.fast:
         plan.timeline.append(Placed.of(b.spec.name, b.txns[i], at, "fast"))
         at += b.txns[i].wire.total_ms
-    if b.command >= 0:
-        plan.timeline.append(Placed.of(b.spec.name, b.txns[b.command], b.cmd_start_ms, "command"))
+    command = b.command23 if b.command23 >= 0 else b.command
+    if command >= 0:
+        plan.timeline.append(Placed.of(b.spec.name, b.txns[command], b.cmd_start_ms, "command"))
     seen: dict[int, int] = {}
-    for i in b.slots:
+    for i in b.usual:
         if i >= 0:
             seen[i] = seen.get(i, 0) + 1
     for i, n in seen.items():
@@ -483,10 +494,17 @@ def _timeline(plan: Plan, b: _BusPlan) -> None:
 def _notes(plan: Plan, plans: list[_BusPlan], timing: SiteTiming, meter: Txn) -> None:
     full = plan.to_power.figures()
     for b in plans:
+        if b.command23 >= 0:
+            used, without = (sum(i != NONE for i in slots) for slots in (b.slots23, b.slots))
+            plan.notes.append(
+                f"bus {b.spec.name}: the readback rides with the command (FC23) where there is no slot; where the device refuses that, "
+                f"slots take {without} of {HYPER_TICKS} ticks instead of {used}"
+            )
         if b.every > 1:
+            every = b.every23 if b.command23 >= 0 else b.every
             what = "the next tick's fast reads are left out" if b.skips else f"the command after it leaves {b.delay_ms:.2f} ms later"
             costs = f", and {what}: over all ticks load to power is p50 {full['p50']:.2f}, p99 {full['p99']:.2f} ms" if b.needed else ""
-            plan.notes.append(f"bus {b.spec.name}: an after-slot fits no tick; it takes every {b.every}th{costs}")
+            plan.notes.append(f"bus {b.spec.name}: an after-slot fits no tick; it takes every {every}th{costs}")
         if b.spec.tcp:
             late = f"; an answer that is {plan.step_deadline_ms - plan.step_ms:.1f} ms late misses its tick" if b.fast else ""
             network = f"latency_ms = {b.spec.latency_ms:g} there and back"

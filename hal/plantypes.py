@@ -18,7 +18,9 @@ FREE = -2  # after-slot that may serve what comes up (a probe, a request of the 
 NONE = -1  # no after-slot in this tick
 DELAY_EVERY = 10  # where a readback delays a command: ten times a second, as often as a lost PCS must be noticed
 MAX_SLOT_TICKS = 20  # a slow read on a bus that the tick does not wait for may take so long
-SKIP_EVERY = 20  # where a slow read costs a fast one: five times a second
+LATE_MS = 1.0  # ... and may begin so much later than planned
+SKIP_EVERY, SKIP_MOST = 20, 4  # where an after-slot costs fast reads: one in so many ticks, as seldom as everything has its place
+READBACKS = 5  # ... and so many of them in HYPER_TICKS for the readback: a PCS is lost after control.pcs_lost_s
 
 
 @dataclass(frozen=True)
@@ -149,15 +151,22 @@ class BusTable:
     tick_ms: float
     early: bool = False  # the slot lies at the tick, before the command
     skips: bool = False  # a slot reaches into the next tick, whose fast reads are left out
+    carries: bool = False  # a slot begins when the command is answered, be it after the next tick
+    command23: int = -1  # index of the command whose answer is the readback (FC23): for ticks without a slot
+    slots23: tuple[int, ...] = ()  # the slots while that is in use: without readbacks
+    next_ms: float = 0.0  # the bus is needed again, silence before it: what ends by then costs nothing
 
     @property
     def busy_ms(self) -> float:
         """How long the wire is in use in a tick, in the mean: requests, waits and answers as planned, without silences and
         without what free after-slots may bring."""
-        slots = [self.txns[i].wire.nominal_ms for i in self.slots if i >= 0]
-        every = {*self.fast, *([self.command] if self.command >= 0 else [])}
-        fast = sum(self.txns[i].wire.nominal_ms * (1.0 - self.skips * len(slots) / HYPER_TICKS * (i in self.fast)) for i in every)
-        return fast + sum(slots) / HYPER_TICKS
+        slots = [self.txns[i].wire.nominal_ms for i in self.slots23 or self.slots if i >= 0]
+        share = len(slots) / HYPER_TICKS
+        fast = sum(self.txns[i].wire.nominal_ms for i in self.fast) * (1.0 - self.skips * share)
+        command = self.txns[self.command].wire.nominal_ms if self.command >= 0 else 0.0
+        if self.command23 >= 0:  # in ticks without a slot
+            command += (self.txns[self.command23].wire.nominal_ms - command) * (1.0 - share)
+        return fast + command + sum(slots) / HYPER_TICKS
 
 
 @dataclass(frozen=True)

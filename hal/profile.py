@@ -1,7 +1,7 @@
 """Profiles: a device as a data file (TOML). Loaded, validated with every error at once, compiled to the flat rows of
 hal/rows.py.
 
-A profile has header keys (name, role, window_ms, update_ms, turnaround_ms, sample, max_registers, gap_registers),
+A profile has header keys (name, role, window_ms, update_ms, turnaround_ms, sample, max_registers, gap_registers, fc23),
 [defaults] for its rows, [[read]] rows (one signal each), [[write]] rows (one transaction each) and [[identity]] rows
 (registers that must equal a value). See hal/profiles/generic_pcs.toml for all of it in use.
 """
@@ -356,6 +356,7 @@ def parse_profile(text: str, file: str = "<profile>") -> DeviceMap:
     turnaround, sample = r.number("turnaround_ms", 0.0, 0, 1000), r.choice("sample", "request", ("request", "answer"))
     max_registers = r.integer("max_registers", MAX_READ_REGISTERS, 1, MAX_READ_REGISTERS)
     gap = r.integer("gap_registers", 48, 0, MAX_READ_REGISTERS)
+    fc23 = r.flag("fc23", False)
     defaults = r.get("defaults", {}, lambda v: isinstance(v, dict), "a table of defaults for [[read]] rows")
     fields, writes, verify = [], [], []
     for i, row in enumerate(r.rows("read")):
@@ -379,7 +380,7 @@ def parse_profile(text: str, file: str = "<profile>") -> DeviceMap:
     return DeviceMap(
         name, role, tuple(fields), tuple(writes), tuple(verify), float(window), float(update), float(turnaround),
         sample,
-        max_registers, gap, info={"profile": file},
+        max_registers, gap, fc23=fc23, info={"profile": file},
     )  # fmt: skip
 
 

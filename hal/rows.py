@@ -149,6 +149,7 @@ class DeviceMap:
     max_registers: int = MAX_READ_REGISTERS
     gap_registers: int = 16  # registers nobody needs that a block read may span
     blocks: tuple[tuple[int, int, int, str], ...] = ()  # (fc, addr, count, rate): reads that are to be made in one piece
+    fc23: bool = False  # FC23 may be tried for command and readback; the device need not have it
     assumed: bool = False  # shapes only: scale factors were not read from a device
     info: dict[str, Any] = field(default_factory=dict)  # for people: manufacturer, model, serial number, ratings
 

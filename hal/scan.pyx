@@ -4,7 +4,10 @@ Rules that keep the image honest:
 - a group is stamped only by a whole, right answer to the present request; a failed read leaves it alone, so its age shows;
 - after an answer was given up, the next read of that device asks for another number of registers ("probe"): devices answer in order, so
   once that has come, no old answer can be taken for a new one. One lost frame costs one tick, in the after-slot of the same tick;
+- where slots are rare, any answer that is unlike all those given up serves as the probe (an acknowledgement after a lost readback);
 - a device is read and commanded only while its identity and scale factors equal the compiled ones, checked after every return;
+- FC23 (command and readback in one) is tried where the plan gains by it and used once it was answered; a device that refuses it gets FC16 in
+  the same tick. A late answer to it would look like a new one: after a lost answer commands go by FC16 until a probe was answered;
 - a lost device is asked again after 0.1 s, doubling to 5 s, in after-slots only: it costs the others nothing.
 """
 
@@ -14,7 +17,7 @@ from libc.string cimport memcpy
 
 from _core.engine cimport Bus, BusPort, stamp
 from _core.image cimport (
-    Group, Inputs, MODE_STANDBY, OP_NONE, OP_START, OP_STOP, Outputs, Q_BAD, Q_GOOD, TURN_BINS, DeviceStats,
+    Group, Inputs, MODE_STANDBY, OP_NONE, OP_START, OP_STOP, Outputs, Q_BAD, Q_GOOD, DeviceStats,
 )
 from hal.codec cimport D_OK, decode, encode
 from hal.modbus cimport (
@@ -27,13 +30,11 @@ cdef enum:
     LOST_AFTER = 3              # failures in a row
     DEAF_AFTER = 10             # commands in a row without an acknowledgement, though the device answers reads
     FIT_NS = 100000             # a slot's answer must be due this long before the slot ends
-    TURN_NS = 100000            # a bin of DeviceStats.turn
-    TURN_FORGET = 65536         # answers: some six minutes of a converter's, ten of a meter's
 cdef int64_t RETRY_NS = 100000000
 cdef int64_t RETRY_MAX_NS = 5000000000
+cdef int64_t READBACK_NS = 300000000        # a readback's slot is given to others only while the last one is younger
 cdef int64_t AGAIN_NS = 1000000000          # an operation or setting that was asked once is repeated so often while it is still asked
 cdef double STANDBY = 7.0                   # 701.InvSt
-
 
 
 # ---------------------------------------------------------------- devices
@@ -76,6 +77,8 @@ cdef void _lose(Bus* b, ScanCtx* c, DevRow* d, int dev, int64_t now) noexcept no
     d.reversion_next = 0
     d.op_done = OP_NONE
     d.desync = 1
+    if c.command23 >= 0 and c.txn[c.command23].dev == dev:
+        c.fc23 = FC23_UNTRIED               # what comes back may be another one
     d.backoff += 1
     if d.backoff > 30:
         d.backoff = 30
@@ -94,21 +97,6 @@ cdef void _answered(Bus* b, DevRow* d, int64_t now) noexcept nogil:
         d.reset_seen = b.inputs.reset       # only an edge that it could have seen is passed on
         s.verified = 0 if d.n_verify > 0 else 1
     s.last_ok_ns = now
-
-
-cdef void _turned(DeviceStats* s, int64_t took_ns) noexcept nogil:
-    """One more turnaround. Sooner than planned for the wire alone (a device that does not wait for t3.5) counts as 0."""
-    cdef int i
-    if took_ns > s.turn_max_ns:
-        s.turn_max_ns = took_ns
-    i = <int>(took_ns // TURN_NS) if 0 < took_ns < TURN_NS * TURN_BINS else (0 if took_ns <= 0 else TURN_BINS - 1)
-    s.turn[i] += 1
-    s.turn_n += 1
-    if s.turn_n >= TURN_FORGET:
-        s.turn_n = 0
-        for i in range(TURN_BINS):
-            s.turn[i] >>= 1
-            s.turn_n += s.turn[i]
 
 
 # ---------------------------------------------------------------- answers
@@ -205,6 +193,10 @@ cdef void _done(Bus* b, ScanCtx* c, DevRow* d, TxnRow* t, bint ok, int64_t now) 
         _take(b, c, t, now)
 
 
+cdef inline bint _commands(const ScanCtx* c, int t) noexcept nogil:
+    return t >= 0 and (t == c.command or t == c.command23)
+
+
 cdef void _finish(Bus* b, ScanCtx* c, int result, int64_t now) noexcept nogil:
     """The transaction in flight has ended, one way or the other."""
     cdef DevRow* d = &c.dev[c.current_dev]
@@ -217,20 +209,30 @@ cdef void _finish(Bus* b, ScanCtx* c, int result, int64_t now) noexcept nogil:
     if result == RX_OK or result == RX_EXCEPTION:
         b.stats.busy_ns += now - c.m.tx_ns
         _answered(b, d, now)
-        if t == NULL:
+        if t == NULL or (c.proves and result == RX_OK):
             d.desync = 0                    # devices answer in order: nothing older is still to come
-        else:
+        if t != NULL:
             _done(b, c, d, t, result == RX_OK, now)
     if result == RX_OK:
         s.ok += 1
-        _turned(s, now - c.m.nominal_ns + (t.turnaround_ns if t != NULL else d.turnaround_ns))
+        turned(s, now - c.m.nominal_ns + (t.turnaround_ns if t != NULL else d.turnaround_ns))
         if t != NULL:
             t.fails = 0
-        if c.current == c.command:
+            if t.readback:
+                c.readback_ns = now
+        if _commands(c, c.current):
             b.inputs.pcs_deaf = 0
+            c.txn[c.command].fails = 0
+            if c.current == c.command23:
+                c.fc23 = FC23_PROVEN
+    elif c.current == c.command23 and result == RX_EXCEPTION and (c.m.exception == 1 or c.fc23 == FC23_UNTRIED):
+        c.fc23 = FC23_REFUSED               # nothing was written: the same again, as every device has it
+        c.command_pending = 1
     else:
         s.failed += 1
-        if c.current == c.command:
+        if c.current == c.command23 and c.fc23 == FC23_UNTRIED:
+            c.fc23 = FC23_REFUSED           # some devices say nothing to what they do not know
+        if _commands(c, c.current):
             b.inputs.pcs_deaf = 1           # refused, unsent, unanswered: what it does now is not known
         if t != NULL:
             t.fails += 1
@@ -257,7 +259,7 @@ cdef void _send(Bus* b, ScanCtx* c, int what, int dev, bint fast, int64_t turnar
     taken = -1 if c.m.broken else b.send(b, c.m.tx, c.m.tx_len, now)
     if taken == c.m.tx_len:
         rtu_sent(&c.m, now, turnaround, deadline)
-        if what == c.command:
+        if _commands(c, what):
             c.command_end_ns = c.m.tx_end_ns + c.m.path_ns // 2
     else:
         if c.m.mbap and taken > 0:
@@ -265,6 +267,15 @@ cdef void _send(Bus* b, ScanCtx* c, int what, int dev, bint fast, int64_t turnar
             b.lost = 1
         rtu_abort(&c.m, now)
         _finish(b, c, RX_TIMEOUT, now)
+
+
+cdef bint _unlike(const ScanCtx* c, const TxnRow* t) noexcept nogil:
+    """Where slots are rare: does the answer to `t` differ from those to all requests of its device that were given up?"""
+    cdef int i
+    for i in range(c.m.given_n):
+        if c.m.given[i].unit == t.unit and c.m.given[i].fc == t.fc and (t.wcount > 0 or c.m.given[i].count == t.count):
+            return False
+    return c.skips or c.carries
 
 
 cdef bint _start(Bus* b, ScanCtx* c, int what, bint fast, int64_t limit, int64_t now) noexcept nogil:
@@ -279,6 +290,7 @@ cdef bint _start(Bus* b, ScanCtx* c, int what, bint fast, int64_t limit, int64_t
             return False
     if rtu_build(&c.m, t.unit, t.fc, t.addr, t.count, data, t.waddr, t.wcount) < 0:
         return False
+    c.proves = _unlike(c, t)
     _send(b, c, what, t.dev, fast, t.turnaround_ns, deadline if deadline < limit else limit, now)
     return True
 
@@ -333,16 +345,37 @@ cdef int _asked(Bus* b, ScanCtx* c, DevRow* d, int64_t now) noexcept nogil:
     return -1
 
 
+cdef inline int _of(Bus* b, ScanCtx* c, int64_t tick) noexcept nogil:
+    """What the table in use has for a tick. Without FC23's answers, and while the device is started, the readback needs its slots."""
+    if c.command23 >= 0 and c.fc23 == FC23_PROVEN and b.outputs.mode != MODE_STANDBY and _readable(b, &c.dev[c.txn[c.command].dev]):
+        return c.slot23[tick % HYPER]
+    return c.slot[tick % HYPER]
+
+
+cdef int _command(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
+    """The command as this tick takes it: with the readback, where neither this tick nor the one before has a slot and there is time."""
+    if (c.command23 < 0 or c.fc23 == FC23_REFUSED or not _readable(b, &c.dev[c.txn[c.command].dev]) or c.slot_tick >= c.tick - 1
+            or _of(b, c, c.tick) != SLOT_NONE or now + c.txn[c.command23].nominal_ns + FIT_NS > c.tick_t_ns + c.next_ns):
+        return c.command
+    return c.command23
+
+
 cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
-    """This tick's slot: a probe, a verify, what is asked, or what the table says. True: something was sent."""
+    """The slot of tick `slot_of`: a probe, a verify, what is asked, or what the table says. True: something was sent."""
     cdef int64_t limit = c.slot_t_ns + c.limit_ns
-    cdef int i, dev, t = c.slot[c.slot_of % HYPER]
+    cdef int i, dev, t = _of(b, c, c.slot_of)
+    cdef bint due = False                   # a readback that has given its turns away
     cdef DevRow* d
     cdef DeviceStats* s
     if t == SLOT_NONE:
-        return False
-    if b.outputs.mode == MODE_STANDBY and c.n_hurry > 0 and (t == SLOT_FREE or c.txn[t].kind == K_READ):
-        # The start sequence waits for what is else read once a second; of its slots every other one is enough for the rest.
+        if c.command < 0 or _commandable(b, &c.dev[c.txn[c.command].dev]):
+            return False
+        limit = c.slot_t_ns + c.next_ns     # a PCS that is not commanded leaves its place in the tick, to be proven again in
+    else:
+        due = t >= 0 and c.txn[t].readback and 0 < c.readback_ns < now - READBACK_NS and _commandable(b, &c.dev[c.txn[t].dev])
+    if b.outputs.mode == MODE_STANDBY and c.n_hurry > 0 and not due and (t == SLOT_FREE or (t >= 0 and c.txn[t].kind == K_READ)):
+        # The start sequence waits for what is else read once a second; of its slots every other one is enough for the rest. Where slots
+        # are rare, not for the readback: a PCS that is not read is a lost one, and the start would begin again and again.
         c.hurry_turn ^= 1
         if c.hurry_turn:
             t = c.hurry[c.hurry_next]
@@ -352,6 +385,8 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         d = &c.dev[dev]
         s = _stats(b, d)
         if (s.alive and d.desync) or (not s.alive and now >= s.retry_ns):
+            if t >= 0 and c.txn[t].dev == dev and c.txn[t].kind == K_READ and _commandable(b, d) and _unlike(c, &c.txn[t]):
+                continue
             c.round = dev + 1
             return _probe(b, c, dev, limit, now)
     for i in range(c.n_dev):
@@ -360,23 +395,23 @@ cdef bint _slot(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         if s.alive and d.n_verify > 0 and s.verified <= 0 and now >= d.again_ns:
             t = d.verify0 + d.verify_next
             break
-        if s.alive and s.verified == 1 and _asked(b, c, d, now) >= 0:
+        if s.alive and s.verified == 1 and not due and _asked(b, c, d, now) >= 0:
             t = _asked(b, c, d, now)
             break
     if t < 0:
         return False
     d = &c.dev[c.txn[t].dev]
-    if c.txn[t].kind == K_READ and not _readable(b, d):
+    if c.txn[t].kind == K_READ and not _readable(b, d) and not _unlike(c, &c.txn[t]):
         return False
     if c.txn[t].kind != K_VERIFY and not _commandable(b, d):
         return False
     if c.txn[t].kind == K_RENEW and (not b.outputs.rvrt_s > 0.0 or b.outputs.gate != 1 or b.inputs.pcs_deaf):
         return False                        # the timer lives on commands that were taken: nothing else may keep old power alive
     if c.early and c.txn[t].readback:       # the kernel waits for it
-        if _start(b, c, t, True, INT64_MAX, now):
-            b.fast_pending += c.current_fast
-            return True
-        return False
+        if not _start(b, c, t, True, INT64_MAX, now):
+            return False
+        b.fast_pending += c.current_fast
+        return True
     if now + c.txn[t].nominal_ns + FIT_NS > limit:
         c.slots_missed += 1
         return False
@@ -393,6 +428,8 @@ cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
             b.deadline_ns = c.m.deadline_ns
             return
         while c.fast_next < c.n_fast and not _readable(b, &c.dev[c.txn[c.fast[c.fast_next]].dev]):
+            if c.skips and _commandable(b, &c.dev[c.txn[c.fast[c.fast_next]].dev]):
+                break                       # an answer was given up, and slots are rare: the probe takes the fast read's place
             c.fast_next += 1
         if c.fast_next >= c.n_fast and not c.command_pending and not c.slot_pending:
             b.deadline_ns = INT64_MAX
@@ -403,11 +440,14 @@ cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
         if c.fast_next < c.n_fast:
             t = c.fast[c.fast_next]
             c.fast_next += 1
+            if not _readable(b, &c.dev[c.txn[t].dev]):
+                _probe(b, c, c.txn[t].dev, INT64_MAX, now)
+                continue
             _start(b, c, t, True, INT64_MAX, now)
-        elif c.command_pending:
+        elif c.command_pending and not (c.slot_pending and c.slot_of != c.tick):    # a slot of the tick before has its turn
             c.command_pending = 0
             if _commandable(b, &c.dev[c.txn[c.command].dev]):
-                _start(b, c, c.command, False, INT64_MAX, now)
+                _start(b, c, _command(b, c, now), False, INT64_MAX, now)
             else:
                 b.inputs.pcs_deaf = 1
         else:
@@ -418,7 +458,7 @@ cdef void _pump(Bus* b, ScanCtx* c, int64_t now) noexcept nogil:
 
 # ---------------------------------------------------------------- callbacks of struct Bus
 
-cdef inline void _due(ScanCtx* c) noexcept nogil:
+cdef inline void _open_slot(ScanCtx* c) noexcept nogil:
     c.slot_pending = 1
     c.slot_of = c.tick
     c.slot_t_ns = c.tick_t_ns
@@ -430,8 +470,10 @@ cdef void _on_tick(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     c.m.stats = b.stats
     c.tick = tick
     c.tick_t_ns = b.inputs.t_ns
-    if c.early:                             # else the slot of the tick before may still be due: at 115200 baud it begins after this tick
-        _due(c)
+    if c.early:
+        _open_slot(c)
+    elif not c.carries:
+        c.slot_pending = 0                  # else it begins once the last command is answered, which may be after this tick
     c.fast_next = 0
     b.fast_pending = 0
     c.current_fast = 0                      # an answer of the tick before is not what this one waits for
@@ -474,8 +516,8 @@ cdef void _on_outputs(Bus* b, int64_t tick, int64_t now) noexcept nogil:
     if c.command >= 0 and (b.outputs.gate != 1 or c.command_pending):
         b.inputs.pcs_deaf = b.outputs.gate == 1     # nothing is to get through; or the line was busy for all of the tick, and nothing has
     c.command_pending = c.command >= 0 and b.outputs.gate == 1
-    if not c.early:
-        _due(c)
+    if not c.early and not c.slot_pending:
+        _open_slot(c)
     _pump(b, c, now)
 
 

@@ -117,7 +117,7 @@ cdef class ScanBench:
 
     @property
     def deaf(self):
-        """Inputs.pcs_deaf: the last command did not get through, or nobody knows."""
+        """True where the PCS did not take the last command, as far as is known."""
         return bool(self.inp.pcs_deaf)
 
     def bus(self, int k):

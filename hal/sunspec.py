@@ -310,7 +310,7 @@ def compile_device(scan: Scan, role: str, *, window_ms: float = 0.0, update_ms: 
     info |= _ratings(scan)
     return DeviceMap(
         f"{mn} {md}".strip() or "SunSpec device", role, tuple(c.fields), tuple(c.writes), c.verify(), window_ms,
-        update_ms, turnaround_ms, blocks=tuple(c.blocks), info=info,
+        update_ms, turnaround_ms, blocks=tuple(c.blocks), fc23=role == "pcs", info=info,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 # The flat C tables of one Modbus bus, as hal/plan.py laid them out and hal/scan.pyx walks them.
 
 from libc.stdint cimport int32_t, int64_t, uint16_t
+from _core.image cimport TURN_BINS, DeviceStats
 from hal.codec cimport DecodeRow, EncodeRow
 from hal.modbus cimport RtuMaster
 
@@ -13,6 +14,11 @@ cdef enum:
     SLOT_NONE = -1
     IDLE = -1                   # nothing in flight
     PROBE = -2                  # in flight: a read whose shape differs from everything given up
+
+cdef enum:
+    FC23_REFUSED = 0
+    FC23_UNTRIED = 1
+    FC23_PROVEN = 2
 
 cdef enum:                      # TxnRow.kind; order = KINDS in scan.pyx
     K_READ = 0
@@ -101,15 +107,20 @@ ctypedef struct ScanCtx:
     int32_t fast[MAX_FAST]
     int32_t fast_next           # next of fast[] to be sent in this tick
     int32_t slot[HYPER]
+    int32_t slot23[HYPER]       # while command23 is in use: without readbacks
     int32_t hurry[MAX_HURRY]    # reads that the start sequence waits for
     int32_t n_hurry
     int32_t hurry_next
     int32_t hurry_turn          # every other slot is theirs
     int32_t command
+    int32_t command23           # the same with the readback in its answer, -1
+    int32_t fc23                # FC23_*: of the device since it is here
     int32_t early
     int32_t skips
+    int32_t carries             # a slot may begin after the next tick
     int32_t current             # in flight: index, IDLE, PROBE
     int32_t current_dev
+    int32_t proves              # no late answer of its device can be taken for its answer
     int32_t current_fast        # it counts in Bus.fast_pending
     int32_t command_pending
     int32_t slot_pending
@@ -120,10 +131,31 @@ ctypedef struct ScanCtx:
     int64_t slot_t_ns
     int64_t tick
     int64_t tick_t_ns
+    int64_t readback_ns         # when one was last answered
     int64_t limit_ns
+    int64_t next_ns             # what ends so long after its tick costs nothing
     int64_t slack_ns
     int64_t command_end_ns      # the last command's last bit
 
 
 cdef object build_tables(ScanCtx* c, object table)
 cdef void free_tables(ScanCtx* c) noexcept nogil
+
+
+cdef enum:
+    TURN_NS = 100000            # a bin of DeviceStats.turn
+    TURN_FORGET = 65536         # answers: some six minutes of a converter's, ten of a meter's
+
+cdef inline void turned(DeviceStats* s, int64_t took_ns) noexcept nogil:
+    """One more turnaround. Sooner than planned for the wire alone (a device that does not wait for t3.5) counts as 0."""
+    cdef int i
+    if took_ns > s.turn_max_ns:
+        s.turn_max_ns = took_ns
+    i = <int>(took_ns // TURN_NS) if 0 < took_ns < TURN_NS * TURN_BINS else (0 if took_ns <= 0 else TURN_BINS - 1)
+    s.turn[i] += 1
+    s.turn_n += 1
+    if s.turn_n >= TURN_FORGET:
+        s.turn_n = 0
+        for i in range(TURN_BINS):
+            s.turn[i] >>= 1
+            s.turn_n += s.turn[i]

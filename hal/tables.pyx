@@ -87,11 +87,13 @@ cdef object _fill(ScanCtx* c, table):
     c.fast_next = c.n_fast
     for i in range(HYPER):
         c.slot[i] = table.slots[i]
+        c.slot23[i] = table.slots23[i] if table.slots23 else SLOT_NONE
+    c.command23, c.fc23, c.next_ns = table.command23, FC23_UNTRIED, round(table.next_ms * 1e6)
     for i in range(c.n_txn):
         if c.txn[i].kind == 0 and i not in table.fast and not c.txn[i].readback and c.n_hurry < MAX_HURRY:
             c.hurry[c.n_hurry] = i
             c.n_hurry += 1
-    c.early, c.skips = table.early, table.skips
+    c.early, c.skips, c.carries = table.early, table.skips, table.carries
     c.limit_ns, c.slack_ns = round(table.limit_ms * 1e6), round(table.slack_ms * 1e6)
 
 
@@ -136,7 +138,12 @@ cdef object _fill_parts(ScanCtx* c, table):
     cdef int n_group = 0, n_part = 0
     order = {r: k for k, r in enumerate(RATES)}
     by_group = {}
+    # What comes with a command feeds the same parts as the read it stands for: the same values, whichever brings them.
+    alike = {}
     for i, t in enumerate(table.txns):
+        if i == table.command23:
+            alike[i] = next(j for j, other in enumerate(table.txns) if other.kind == "read" and other.fields == t.fields)
+            continue
         for f in t.fields:
             by_group.setdefault(SIGNALS[f.signal][1], {})[i] = order[t.rate]
     found = {}
@@ -153,4 +160,4 @@ cdef object _fill_parts(ScanCtx* c, table):
     c.n_part = n_part
     for i, t in enumerate(table.txns):
         for j, f in enumerate(sorted(t.fields, key=lambda f: SIGNALS[f.signal][1])):
-            c.dec_part[c.txn[i].dec0 + j] = found[i, SIGNALS[f.signal][1]]
+            c.dec_part[c.txn[i].dec0 + j] = found[alike.get(i, i), SIGNALS[f.signal][1]]

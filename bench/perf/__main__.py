@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.perf import can, console, micro, peer, process, realtime, rtu, shelves, virtual
+from bench.perf import can, console, layouts, micro, mixed, peer, process, realtime, rtu, shelves, virtual
 from bench.perf.rows import Row, markdown, table
 
-PARTS = ("micro", "rtu", "can", "virtual", "process", "console", "shelves", "realtime")
+PARTS = ("micro", "rtu", "can", "virtual", "layouts", "process", "console", "shelves", "realtime", "mixed")
 
 
 def main() -> int:
@@ -54,9 +54,11 @@ def main() -> int:
         "rtu": rtu.rows,
         "can": can.rows,
         "virtual": lambda: virtual.rows(a.traces),
+        "layouts": lambda: layouts.rows(a.seconds),
         "process": process.rows,
         "console": console.rows,
         "shelves": shelves.rows,
+        "mixed": lambda: mixed.rows(a.seconds),
         "realtime": lambda: realtime.rows(f"{trace}:{virtual.COLUMN}" if trace.exists() else None, a.seconds),
     }
     rows: list[Row] = []

@@ -1,8 +1,14 @@
-"""CAN over slcan on a PTY: the time from a converter's feedback frame to the command frame, and 4,000 frames a second through the engine.
+"""CAN over slcan: the time from a converter's feedback frame to the command frame, how evenly a frame leaves every 10 ms, and 4,000 frames
+a second through the engine.
 
 Own time: from the instant the frame can be read to the end of the write() of the command, at SCHED_FIFO where the system allows: read,
 slcan, checksum, decoding into Inputs, encoding from Outputs, slcan, write. The engine's callbacks are called from Python here, which adds
 some microseconds to every figure. In control the command leaves with the kernel's step, once a tick.
+
+Transmit: the engine itself sends a frame in every tick; what is taken is how long after its tick the kernel has it. In the same minutes
+python-can's periodic sender does the same in a process of its own, at the same priority, and cyclictest wakes as often. Both lines are
+loopback sockets: a PTY hands bytes over in a kernel worker of normal priority, whose delays are nobody's here. When a frame of python-can
+was due is not known from outside: its earliest one counts as punctual.
 
 Load: the engine itself (epoll, tick, kernel) on one slcan bus, frames of a foxBMS four at a time every millisecond.
 """
@@ -12,10 +18,18 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 import tty
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 from _core.engine import Engine
 from hal.can import checksum, encode_signal, to_slcan
@@ -23,6 +37,7 @@ from hal.canscan import CanScan
 from hal.scanbench import ScanBench
 
 from _core import image as im
+from bench.perf import realtime
 from bench.perf.modbus_peers import fifo
 from bench.perf.rows import Row, at_most, info
 from bench.perf.rtu import PRIORITY, awake, quantile
@@ -36,8 +51,20 @@ ROUNDS = 4000
 PAUSE_S = 0.0005
 FRAMES_PER_S = 4000
 LOAD_S = 5.0
+SEND_S = 30.0
 OWN_US, CPU_SHARE = 100.0, 0.15
+P50_US, P99_US = 40.0, 60.0  # beyond cyclictest's
 TICK_NS = 10_000_000
+SO_TIMESTAMPNS = 35  # asm-generic/socket.h
+PYTHON_CAN = """
+import os, sys, time, can
+if int(sys.argv[2]):
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(int(sys.argv[2])))
+bus = can.Bus(interface="slcan", channel=sys.argv[1], bitrate=500000, sleep_after_open=0.0)
+bus.send_periodic(can.Message(arbitration_id=0x305, data=bytes(8), is_extended_id=False), 0.01)
+time.sleep(float(sys.argv[3]))
+os._exit(0)
+"""
 
 
 def _table(role: str, profile: str) -> CanTable:
@@ -107,6 +134,86 @@ def latency(rounds: int = ROUNDS) -> tuple[list[int], list[int]]:
     return own, whole
 
 
+def _arrivals(adapter: socket.socket, seconds: float) -> list[int]:
+    """When each frame of id 0x305 was handed over by its sender: the kernel's stamp, ns of the monotonic clock."""
+    adapter.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    arrived: list[int] = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if select.select([adapter], [], [], 0.1)[0]:
+            data, stamps, _, _ = adapter.recvmsg(1024, 64)
+            behind = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+            for _, kind, raw in stamps:
+                if kind == SO_TIMESTAMPNS:
+                    s, ns = struct.unpack("qq", raw)
+                    arrived += [s * 1_000_000_000 + ns - behind] * data.count(b"t3058")
+    return arrived[1:]  # the first may have come before stamps were asked for
+
+
+def transmit(seconds: float, priority: int) -> tuple[list[int], int]:
+    """How long after its tick each frame of the engine's had left (ns), and how many ticks were missed."""
+    image = im.ProcessImage.create()
+    image.set_site(build.kernel_site(build.load_site(None, (), lambda: [])) | {"pcs_rvrt_s": 0.0})
+    table = _table("bms", "pylontech_lv")
+    index, device = table.devices[0]
+    cyclic = tuple(replace(t, period_ms=10.0) for t in device.transmits)
+    table = replace(table, devices=((index, replace(device, transmits=cyclic)),))
+    server = socket.create_server(("127.0.0.1", 0))
+    with server, socket.create_connection(server.getsockname()) as ours, server.accept()[0] as adapter:
+        ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ours.setblocking(False)
+        engine = Engine(image, [CanScan(table)], devices=[0], priority=priority)
+        engine.prepare()
+        engine.set_fd(0, os.dup(ours.fileno()))
+        thread = threading.Thread(target=engine.run, daemon=True)
+        thread.start()
+        arrived = _arrivals(adapter, seconds)
+        image.request_stop(3)
+        thread.join(5.0)
+    return [t % TICK_NS for t in arrived], image.engine_stats()["missed_ticks"]
+
+
+def python_can(seconds: float, priority: int) -> list[int]:
+    """The same of python-can's periodic sender (ns). Raises RuntimeError where it does not run."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        argv = [sys.executable, "-c", PYTHON_CAN, f"socket://127.0.0.1:{server.getsockname()[1]}", str(priority), str(seconds + 30.0)]
+        sender = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        server.settimeout(20.0)
+        try:
+            with server.accept()[0] as adapter:
+                while not select.select([adapter], [], [], 0.1)[0] or b"t3058" not in adapter.recv(1024):
+                    if sender.poll() is not None:
+                        raise RuntimeError(f"python-can: {(sender.stderr.read() if sender.stderr else '')[-300:]}")
+                arrived = _arrivals(adapter, seconds)
+        finally:
+            sender.kill()
+            sender.communicate()
+    due = [t - k * TICK_NS for k, t in enumerate(arrived)]
+    return [t - min(due) for t in due]
+
+
+def transmit_rows(seconds: float, priority: int) -> list[Row]:
+    """Both senders, each with cyclictest beside it."""
+    name = "can: frame every 10 ms, after its tick"
+    if shutil.which("cyclictest") is None:
+        return [Row(name, None, "cyclictest beside it", None, "cyclictest is not installed (apt-get install rt-tests)")]
+    with tempfile.TemporaryDirectory() as tmp:
+        peer = realtime.Cyclictest(seconds, Path(tmp))
+        ours, missed = transmit(seconds, priority)
+        beside = peer.result()
+        theirs = python_can(seconds, priority)
+    p50, p99 = (quantile(ours, q) / 1e3 for q in (0.5, 0.99))
+    note = f"{len(ours)} frames, {missed} ticks missed"
+    return [
+        at_most(f"{name}, p50 us", p50, beside["p50"] + P50_US, "us", f" (cyclictest {beside['p50']:g} + 40)", note),
+        at_most(f"{name}, p99 us", p99, beside["p99"] + P99_US, "us", f" (cyclictest {beside['p99']:g} + 60)", note),
+        info("can: ours after its own earliest, p50 us", (quantile(ours, 0.5) - min(ours, default=0)) / 1e3),
+        info("can: ours after its own earliest, p99 us", (quantile(ours, 0.99) - min(ours, default=0)) / 1e3),
+        info("can: python-can's periodic sender, p50 us", quantile(theirs, 0.5) / 1e3, f"{len(theirs)} frames, after its earliest"),
+        info("can: python-can's periodic sender, p99 us", quantile(theirs, 0.99) / 1e3, "slcan, its own thread, SCHED_FIFO as ours"),
+    ]
+
+
 def load(seconds: float = LOAD_S, priority: int = PRIORITY) -> dict[str, float]:
     """4,000 frames a second through the engine: {"sent", "taken", "cpu_share", "missed_ticks"}."""
     image = im.ProcessImage.create()
@@ -147,7 +254,7 @@ def load(seconds: float = LOAD_S, priority: int = PRIORITY) -> dict[str, float]:
         }  # fmt: skip
 
 
-def rows(rounds: int = ROUNDS, seconds: float = LOAD_S) -> list[Row]:
+def rows(rounds: int = ROUNDS, seconds: float = LOAD_S, send_s: float = SEND_S) -> list[Row]:
     """Latency and load, a row each with its bar, and what stands beside them."""
     before, param = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
@@ -157,12 +264,14 @@ def rows(rounds: int = ROUNDS, seconds: float = LOAD_S) -> list[Row]:
     finally:
         os.sched_setscheduler(0, before, param)
     with awake():
+        sending = transmit_rows(send_s, PRIORITY if allowed else 0)
         got = load(seconds, PRIORITY if allowed else 0)
     lost = f"of {got['sent']}, {got['per_s']:.0f} a second through the engine"
     note = f"p99 {quantile(own, 0.99) / 1e3:.1f} us of {len(own)}; callbacks from Python"
     return [
         at_most("can: frame in to command frame out, own time p50 us", quantile(own, 0.5) / 1e3, OWN_US, "us", note=note),
         info("can: the same with the PTY there and back, p50 us", quantile(whole, 0.5) / 1e3, f"p99 {quantile(whole, 0.99) / 1e3:.1f} us"),
+        *sending,
         at_most("can: frames lost", got["sent"] - got["taken"], 0, note=lost),
         at_most("can: CPU share of the control thread", got["cpu_share"], CPU_SHARE, note=f"{got['missed_ticks']} ticks missed"),
     ]

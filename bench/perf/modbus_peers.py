@@ -58,8 +58,9 @@ class Slave:
     """A libmodbus slave behind a PTY, or (tcp) on a loopback port; `port` is the path of the client's end, or tcp://127.0.0.1:PORT.
     Each client has its own: nobody reads another's bytes."""
 
-    def __init__(self, program: Path, priority: int = 0, cpu: int | None = None, *, tcp: bool = False) -> None:
-        self.process = subprocess.Popen([str(program), str(UNIT), *(["tcp"] if tcp else [])], stdout=subprocess.PIPE, text=True)
+    def __init__(self, program: Path, priority: int = 0, cpu: int | None = None, *, tcp: bool = False, delay_us: int = 0) -> None:
+        words = ["tcp"] if tcp else [str(delay_us)] if delay_us else []
+        self.process = subprocess.Popen([str(program), str(UNIT), *words], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = self.process.stdout.readline().strip()
         if not self.port:

@@ -1,5 +1,5 @@
-/* Modbus slave on libmodbus: modbus_slave UNIT serves RTU behind a PTY of its own, modbus_slave UNIT tcp on a loopback port, one connection
- * at a time. Prints the path of the PTY's other end, or tcp://127.0.0.1:PORT, then serves until killed.
+/* Modbus slave on libmodbus: modbus_slave UNIT serves RTU behind a PTY of its own (modbus_slave UNIT US answers so many microseconds after the
+ * request, as a line and a device need), modbus_slave UNIT tcp on a loopback port, one connection at a time. Prints the path of the PTY's other end, or tcp://127.0.0.1:PORT, then serves until killed.
  *
  * Input registers 0..63 and holding registers 0..63 hold f32 values, high word first: value k (registers 2k, 2k+1) is 100.25 + 3.5 k in the
  * holding table and its negative in the input table.
@@ -75,7 +75,9 @@ int main(int argc, char **argv)
     uint8_t query[MODBUS_TCP_MAX_ADU_LENGTH];
     int listening = -1;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    modbus_t *ctx = argc > 2 ? open_tcp(&listening) : open_pty();
+    int tcp = argc > 2 && strcmp(argv[2], "tcp") == 0;
+    useconds_t delay_us = argc > 2 && !tcp ? (useconds_t)atoi(argv[2]) : 0;
+    modbus_t *ctx = tcp ? open_tcp(&listening) : open_pty();
     modbus_mapping_t *map = modbus_mapping_new(0, 0, REGISTERS, REGISTERS);
     if (ctx == NULL || map == NULL) {
         fprintf(stderr, "libmodbus: %s\n", modbus_strerror(errno));
@@ -92,9 +94,11 @@ int main(int argc, char **argv)
             return 1;
         for (;;) {
             int n = modbus_receive(ctx, query);
-            if (n > 0)
+            if (n > 0) {
+                if (delay_us)
+                    usleep(delay_us);
                 modbus_reply(ctx, query, n, map);
-            else if (n < 0 && errno != EMBBADCRC && errno != ETIMEDOUT)
+            } else if (n < 0 && errno != EMBBADCRC && errno != ETIMEDOUT)
                 break;
         }
         if (listening < 0)

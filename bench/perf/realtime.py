@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,9 @@ class Running:
         return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS:")) / 1024
 
 
-def _run(seconds: float, args: list[str], *, kill_supervisor: bool = False) -> Measured:
-    """One `ballast run` with cyclictest beside it, from its first tick to shortly before its end. Raises RunFailed."""
+def run_beside(seconds: float, args: list[str], *, kill_supervisor: bool = False, keep: Callable[[Path], None] | None = None) -> Measured:
+    """One `ballast run` with cyclictest beside it, from its first tick to shortly before its end. `keep` is given the directory of what the
+    run wrote, before it is removed. Raises RunFailed."""
     back: float | None = None
     with tempfile.TemporaryDirectory() as tmp:
         out = Path(tmp)
@@ -176,6 +178,8 @@ def _run(seconds: float, args: list[str], *, kill_supervisor: bool = False) -> M
                 if process.returncode:
                     raise RunFailed(f"ballast run ended with {process.returncode}")
                 summary = json.loads((out / "run" / "summary.json").read_text())
+                if keep is not None:
+                    keep(out / "run")
             except (RunFailed, OSError, subprocess.TimeoutExpired, ValueError) as e:
                 raise RunFailed(f"{e}; {(out / 'stderr').read_text()[-300:]}") from e
             finally:
@@ -236,7 +240,7 @@ def rows(trace: str | None, seconds: float) -> list[Row]:
     out: list[Row] = []
     for tag, extra, kill in (("quiet", [], False), ("busy supervisor", ["--burn"], False), ("supervisor killed", [], True)):
         try:
-            m = _run(seconds, [*load, *extra], kill_supervisor=kill)
+            m = run_beside(seconds, [*load, *extra], kill_supervisor=kill)
             out += tick_rows(f"tick, {tag}", m.summary, m.cyclictest)
             if not extra and not kill:
                 out += control_rows(m)
@@ -246,7 +250,7 @@ def rows(trace: str | None, seconds: float) -> list[Row]:
         except RunFailed as e:
             out.append(Row(f"tick, {tag}", None, "runs", False, str(e)))
         try:
-            m = _run(max(seconds, STEPS_SECONDS) if full else seconds, ["--trace", "steps", *extra], kill_supervisor=kill)
+            m = run_beside(max(seconds, STEPS_SECONDS) if full else seconds, ["--trace", "steps", *extra], kill_supervisor=kill)
             out += latency_rows(f"latency, {tag}", m.summary, m.cyclictest, full)
         except RunFailed as e:
             out.append(Row(f"latency, {tag}", None, "runs", False, str(e)))

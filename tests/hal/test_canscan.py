@@ -98,6 +98,27 @@ signals = [
 """
 
 
+CYCLIC = IDENTITY + """[[transmit]]
+id = 0x305
+purpose = "cyclic"
+period_ms = 10.0
+length = 8
+signals = []
+"""
+
+
+def test_a_frame_of_every_tick_leaves_in_every_tick_however_late_each_is() -> None:
+    link = MemorySlcan(("bms", "x", parse_profile(CYCLIC, "x.toml")))
+    sent: list[bytes] = []
+    link.bench = type(link.bench)([link.scan], lambda bus, data, now: sent.append(data) or len(data))
+    link.bench.open(0, 0)
+    for tick in range(1, 201):
+        at = tick * 10_000_000
+        link.bench.tick(tick, at, at + (tick * 7919) % 90_000)
+        link.bench.outputs(tick, at + 20_000 + (tick * 7919) % 90_000)  # the next one may wake sooner after its tick than this one
+    assert sum(line.startswith(b"t305") for line in sent) == 200
+
+
 def test_a_multiplexed_frame_gives_each_signal_its_turn() -> None:
     link = MemorySocket(("bms", "x", parse_profile(MUX, "x.toml")))
     link.hear(Frame(0x18FF50E5, bytes([1, 50]) + bytes(6), ext=True), Frame(0x18FF50E5, bytes([2, 0x20, 0x03]) + bytes(5), ext=True))

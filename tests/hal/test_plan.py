@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from hal.plan import BusSpec, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
+from hal.plan import BusSpec, BusTable, DeviceSpec, Plan, PlanError, SiteTiming, plan_site
 from hal.profile import load_profile
 from hal.rows import DeviceMap
 from hal.sunspec import assumed
@@ -98,6 +98,75 @@ def test_one_bus_at_115200_is_refused_with_the_arithmetic() -> None:
         "bus of its own",
     ):
         assert piece in text
+
+
+def one_bus(baud: int = 460800, slow: int = 0, fc23: bool = False, **timing: object) -> Plan:
+    """Meter, battery and PCS (with FC23 or not) on one bus; `slow` further reads of the battery, too far apart for one request."""
+    bms, signals = assumed("bms"), ("soc", "soh", "bms_state", "batt_v", "batt_i_a")
+    far = tuple(replace(bms.fields[0], signal=signals[k % 5], addr=50000 + 200 * k, rate="slow") for k in range(slow))
+    devices = [
+        DeviceSpec("meter", "meter", "A", 1, METER),
+        DeviceSpec("bms", "bms", "A", 2, replace(bms, fields=bms.fields + far)),
+        DeviceSpec("pcs", "pcs", "A", 3, replace(assumed("pcs"), fc23=fc23)),
+    ]
+    return plan_site([BusSpec("A", baud=baud)], devices, timing=SiteTiming(**timing))  # type: ignore[arg-type]
+
+
+def test_one_bus_at_460800_leaves_fast_reads_out_as_seldom_as_it_can() -> None:
+    plan = one_bus()
+    assert plan.step_ms == pytest.approx(2.633, abs=1e-3) and plan.command_end_ms == pytest.approx(4.789, abs=1e-3)
+    table = plan.tables[0]
+    assert isinstance(table, BusTable) and table.skips and not table.carries
+    used = [t for t, i in enumerate(table.slots) if i >= 0]
+    assert len(used) == 12 and plan.readback_every == 8  # 4 once a second, 3 slow ones, 5 readbacks
+    # the slot, silence, and the command of the tick it reaches into, which is over before the next
+    assert table.limit_ms == pytest.approx(20.0 - 1.75 - table.txns[table.command].wire.total_ms)
+    assert plan.load_to_power_ms["p99"] == pytest.approx(20.104, abs=2e-3)
+    every = plan.to_json()["load_to_power_all_ms"]
+    assert every["p99"] == pytest.approx(29.371, abs=2e-3) and f"{every['p99']:.2f}" in str(plan)
+    assert one_bus(slow=8).to_json()["load_to_power_all_ms"]["p50"] > every["p50"], "more to read costs more ticks"
+
+
+def test_fc23_spares_the_slots_of_the_readback_where_that_pays() -> None:
+    without, plan = one_bus(), one_bus(fc23=True)
+    table = plan.tables[0]
+    assert isinstance(table, BusTable) and table.slots == without.tables[0].slots  # type: ignore[union-attr]
+    both = table.txns[table.command23]
+    assert (both.fc, both.wcount, both.count, both.wire.request, both.wire.answer) == (23, 4, 16, 21, 37)
+    spared = {table.txns[i].name for i in table.slots if i >= 0} - {table.txns[i].name for i in table.slots23 if i >= 0}
+    assert spared == {"pcs readback 40073"} and sum(i >= 0 for i in table.slots23) == 7 and plan.readback_every == 1
+    assert plan.command_end_ms - without.command_end_ms == pytest.approx(8 * 11e3 / 460800 / 2, abs=1e-3)  # four characters more
+    a, b = (p.to_json()["load_to_power_all_ms"] for p in (without, plan))
+    assert b["p50"] < a["p50"] and b["p99"] < a["p99"] + 0.1
+    assert "slots take 12 of 100 ticks instead of 7" in str(plan)
+    # Two buses at 460800 have a readback every tick; at 115200 the longer frame costs every command more than the slots it spares.
+    for p in (site(), site(115200)):
+        assert all(t.command23 == -1 for t in p.tables if isinstance(t, BusTable)) and "FC23" not in str(p)
+
+
+@pytest.mark.parametrize("slow", [0, 1, 5, 10])
+@pytest.mark.parametrize("baud", [460800, 921600])
+@pytest.mark.parametrize("rvrt_s", [5.0, 1.0])
+def test_every_slow_read_has_a_slot_a_second_whatever_the_readbacks_take(baud: int, slow: int, rvrt_s: float) -> None:
+    plan = one_bus(baud, slow, rvrt_s=rvrt_s)
+    table = plan.tables[0]
+    assert isinstance(table, BusTable)
+    asked = [(i, t) for i, t in enumerate(table.txns) if t.kind in ("read", "heartbeat", "renew") and t.rate != "fast"]
+    counts = {t.name: table.slots.count(i) for i, t in asked}
+    slows = [n for name, n in counts.items() if " slow " in name]
+    assert min(counts.values()) >= 1 and len(slows) == slow + 3 and max(slows) - min(slows) <= 1
+    assert counts["pcs readback 40073"] >= 5
+
+
+def test_more_slow_reads_than_slots_are_refused() -> None:
+    with pytest.raises(PlanError, match="need more than the 25 after-slots"):
+        one_bus(slow=20)
+
+
+def test_slots_that_leave_out_a_meter_and_slots_that_delay_a_command_keep_apart() -> None:
+    a, b = site(115200).tables
+    assert isinstance(a, BusTable) and isinstance(b, BusTable) and a.skips and b.carries
+    assert not {t for t, i in enumerate(a.slots) if i >= 0} & {t for t, i in enumerate(b.slots) if i >= 0}
 
 
 def test_one_device_for_both_is_told_of_fc23() -> None:

@@ -405,6 +405,11 @@ def test_115200_delays_as_planned() -> None:
     assert len(frames(world, 1, fc=3)) == 2 * sum(n for name, n in slots.items() if "readback" in name or "second" in name)
     assert world.ports[1].slots_missed == 0
     assert world.collisions == 0
+    # each slot begins once the command before it is answered, in the tick after its own, and the next command waits for it
+    readbacks = [t for t, _ in frames(world, 1, fc=3, addr=pcs_addr(701) + 3)]
+    assert len(readbacks) == 12 and at(readbacks, 1.17014)
+    delayed = [t for t in commands if t > in_place + MS]
+    assert len(delayed) >= 18 and max(delayed) / MS == pytest.approx(in_place / MS + 3.684, abs=0.01)
 
 
 def test_port_that_takes_nothing_and_comes_back() -> None:

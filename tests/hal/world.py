@@ -33,6 +33,7 @@ class Slave:
     def __init__(self, unit: int, registers: dict[int, int], turnaround_ns: int = 0) -> None:
         self.unit, self.registers, self.turnaround_ns = unit, registers, turnaround_ns
         self.dead = False
+        self.fc23 = True
         self.free_at = 0  # a slave answers in order: never before its last answer is out
         self.before: Callable[[bytes, bytes], tuple[bytes | None, int]] = lambda frame, answer: (answer, 0)
         self.writes: list[tuple[int, int, list[int]]] = []  # (time, addr, words)
@@ -54,11 +55,22 @@ class Slave:
                 return self._close(bytes([self.unit, fc | 0x80, 2]))
             body = struct.pack(f">{n}H", *(self.registers[addr + i] for i in range(n)))
             return self._close(bytes([self.unit, fc, 2 * n]) + body)
+        if fc == 23:
+            if not self.fc23:
+                return self._close(bytes([self.unit, 0x97, 1]))
+            at, count = struct.unpack(">HH", frame[6:10])
+            self._written(now, at, list(struct.unpack(f">{count}H", frame[11 : 11 + 2 * count])))
+            self.reads.append((now, fc, addr, n))
+            body = struct.pack(f">{n}H", *(self.registers[addr + i] for i in range(n)))
+            return self._close(bytes([self.unit, fc, 2 * n]) + body)
         words = [n] if fc == 6 else list(struct.unpack(f">{n}H", frame[7 : 7 + 2 * n]))
+        self._written(now, addr, words)
+        return self._close(frame[:6])
+
+    def _written(self, now: int, addr: int, words: list[int]) -> None:
         self.writes.append((now, addr, words))
         for i, w in enumerate(words):
             self.registers[addr + i] = w
-        return self._close(frame[:6])
 
     def _close(self, body: bytes) -> bytes:
         return body + crc(body)

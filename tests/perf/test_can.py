@@ -13,3 +13,11 @@ def test_every_frame_is_answered_and_none_is_lost() -> None:
     assert len(own) == len(whole) == 50 and all(0 < a < b for a, b in zip(own, whole, strict=True))
     got = can.load(seconds=1.0, priority=0)
     assert got["sent"] >= 1000 and got["taken"] == got["sent"]
+
+
+@pytest.mark.realtime
+def test_a_frame_leaves_every_tick_and_python_can_sends_as_many() -> None:
+    ours, missed = can.transmit(0.5, 0)
+    assert 45 <= len(ours) + missed <= 52 and max(ours) < can.TICK_NS
+    theirs = can.python_can(0.5, 0)
+    assert 45 <= len(theirs) <= 52 and min(theirs) == 0
