@@ -9,12 +9,12 @@ A profile has header keys (name, role, window_ms, update_ms, turnaround_ms, samp
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hal import toml
 from hal.rows import (
     COMMAND,
     HEARTBEAT,
@@ -124,7 +124,7 @@ class _Reader:
     def pairs(self, key: str) -> tuple[tuple[int, float], ...]:
         def ok(v: Any) -> bool:
             rows = v if isinstance(v, list) and len(v) <= 16 else [None]
-            return all(isinstance(p, list) and len(p) == 2 and _is_int(p[0]) and _is_number(p[1]) for p in rows)
+            return all(isinstance(p, list) and len(p) == 2 and _is_int(p[0]) and abs(p[0]) < 2**63 and _is_number(p[1]) for p in rows)
 
         return tuple((int(a), float(b)) for a, b in self.get(key, [], ok, "at most 16 pairs [raw, value]"))
 
@@ -321,9 +321,9 @@ def parse_profile(text: str, file: str = "<profile>") -> DeviceMap:
     """Compile a profile's text; `transport = "can"`: hal.canprofile. Raises ProfileError with every problem in it."""
     problems: list[Problem] = []
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise ProfileError([Problem(file, "", None, f"is not TOML: {e}", "correct the syntax")]) from None
+        table = toml.read(text)
+    except toml.TomlError as e:
+        raise ProfileError([Problem(file, "", None, str(e), "correct the syntax")]) from None
     if table.get("transport") == "can":
         from hal.canprofile import parse_can  # it builds on this file
 
