@@ -82,6 +82,7 @@ cdef class ScanBench:
 
     def open(self, int bus, int64_t now):
         b = <BusPort>self.ports[bus]
+        b.bus.lost = 0
         b.bus.on_open(&b.bus, now)
 
     def lost(self, int bus):
