@@ -38,7 +38,7 @@ def environment(tree: Path) -> dict[str, str]:
         # cover.so before libasan, which has empty functions of the same names; it defines nothing that libasan replaces
         "LD_PRELOAD": f"{tree / 'cover.so'} {sanitizer()}",
         "ASAN_OPTIONS": "detect_leaks=0:verify_asan_link_order=0:quarantine_size_mb=16:allocator_may_return_null=1",
-        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1:abort_on_error=1",  # libFuzzer keeps the input at a signal, not at an exit
         "PYTHONPATH": os.pathsep.join([str(tree), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
 

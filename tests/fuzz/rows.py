@@ -101,6 +101,7 @@ def _payload(take: Take) -> None:
     x, how = decode_signal(s, data)
     check_value(f"{s} {data!r}", x, s.lo, s.hi)
     assert (how == "ok") == (not math.isnan(x))
+    assert how in ("short", "other") or place.last_byte < len(data), f"{s} read behind the end of {data!r}"
     if mux is None and len(data) > place.last_byte:
         _same(x, _plain_signal(s, data), (s, data))
     value = take.real()

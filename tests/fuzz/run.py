@@ -46,7 +46,7 @@ def run(target: Target, seconds: int, tree: Path | None = None, seeds: list[byte
         words = _words(inputs)
         (work / "words").write_text(words)
         options = [
-            f"-max_total_time={seconds}", f"-max_len={target.max_len}", f"-timeout={HANG_S}", f"-rss_limit_mb={RSS_MB}",
+            f"-max_total_time={seconds}", f"-max_len={target.max_len}", "-len_control=0", f"-timeout={HANG_S}", f"-rss_limit_mb={RSS_MB}",
             *([f"-dict={work / 'words'}"] if words else []), f"-artifact_prefix={work}/found-",
         ]  # fmt: skip
         text = _fuzz(target, [str(corpus), *options], tree, seconds + PATIENCE_S)

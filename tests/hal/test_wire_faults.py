@@ -49,7 +49,7 @@ class Modbus(World):
         self.fault: Callable[[random.Random, bytes], Pieces] = lambda rng, data: [(0, data)]
         self.each: Callable[[Any], None] = lambda wire: None  # before every tick
         self.rng = random.Random(1)
-        self.down = False
+        self.down = self.stranger = False
         bms, pcs = sunspec_image.battery()[0], sunspec_image.pcs()[0]
         self.meter = Slave(1, {})
         self.meter.at = lambda now: self.meter.f32(0, float(now // STEP_NS), 12e3, 231.0, 232.0, 233.0, 50.01)
@@ -67,8 +67,8 @@ class Modbus(World):
 
     def _send(self, bus: int, frame: bytes, now: int) -> int:
         body = frame[6:] if self.tcp else frame
-        if bus == 1 and body[1] == 16:
-            assert self.bench.device(2)["verified"] == 1, "written to a device that is not proven"
+        if bus == 1 and body[1] == 16 and self.bench.device(2)["verified"] != 1:
+            self.stranger = True  # what is raised in a callback would be lost
         if self.down and bus == 0:
             return -1
         if not self.tcp:
@@ -98,6 +98,7 @@ class Modbus(World):
             self.true()
 
     def true(self) -> None:
+        assert not self.stranger, "written to a device that is not proven"
         t_ns, rx_ns, _, quality = self.bench.group("meter")
         value = self.bench.get("grid_p_w")
         if quality == GOOD and not math.isnan(value):
