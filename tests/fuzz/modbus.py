@@ -216,7 +216,7 @@ class Site:
             self.bench.open(bus, self.now)
             self.last[bus] = None
         elif kind == 9:
-            self.say(bus, self.said[bus] * (1 + take.below(8)))
+            self.bench.bytes(bus, self.said[bus] * (1 + take.below(8)), self.now)
         elif kind == 10:
             self.kept[bus] = self.right(bus)
         elif kind == 11:

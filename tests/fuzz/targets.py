@@ -25,13 +25,13 @@ class Target:
 TARGETS = {
     t.name: t
     for t in (
-        Target("rtu", "modbus", True, (), 2500, 1000, 160),
-        Target("tcp", "modbus", True, (), 2500, 1000, 160),
-        Target("can", "canbus", True, (), 2900, 3000, 160),
-        Target("slcan", "canbus", True, (), 2900, 3000, 160),
-        Target("codec", "rows", True, (), 950, 10000, 200),
-        Target("dbc", "texts", False, ("hal", "cantools", "textparser"), 560, 2000, 800),
-        Target("profile", "texts", True, ("hal", "tomllib"), 4000, 1000, 800),
-        Target("site", "texts", False, ("controller", "hal", "tomllib", "tomlkit"), 1000, 1000, 800),
+        Target("rtu", "modbus", True, (), 2750, 1500, 160),
+        Target("tcp", "modbus", True, (), 2650, 1500, 160),
+        Target("can", "canbus", True, (), 3050, 2000, 160),
+        Target("slcan", "canbus", True, (), 3100, 2000, 160),
+        Target("codec", "rows", True, (), 1000, 10000, 200),
+        Target("dbc", "texts", False, ("hal", "cantools", "textparser"), 590, 2000, 800),
+        Target("profile", "texts", True, ("hal", "tomllib"), 4200, 1000, 800),
+        Target("site", "texts", False, ("controller", "hal", "tomllib", "tomlkit"), 1050, 1000, 800),
     )
 }
