@@ -46,7 +46,7 @@ def environment(tree: Path) -> dict[str, str]:
 def _state() -> str:
     """Names the sources and the compiler: a build of them is made once."""
     h = hashlib.sha256(subprocess.run(["gcc", "--version"], capture_output=True, check=True).stdout + sys.version.encode())
-    for path in sorted([*ROOT.glob("_core/*.p*"), *ROOT.glob("hal/*.p*"), ROOT / "setup.py", ROOT / "tests/fuzz/cover.c"]):
+    for path in sorted([*ROOT.glob("_core/*.p[yx][xd]"), *ROOT.glob("hal/*.p[yx][xd]"), ROOT / "setup.py", ROOT / "tests/fuzz/cover.c"]):
         h.update(path.name.encode() + path.read_bytes())
     return h.hexdigest()[:16]
 
