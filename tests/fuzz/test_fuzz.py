@@ -60,10 +60,6 @@ MUTANTS = {
         "    if can_last_byte(row.start, row.length, row.big) >= n:\n        return S_SHORT\n    raw", "    raw",
     ),
     "a line without end": ("slcan", "hal/can.pyx", "        if s.n == SLCAN_LINE:\n", "        if s.n == 2 * SLCAN_LINE:\n"),
-    "a length field of any size": ("tcp", "hal/mbap.pxd", "2 <= n <= RTU_MAX - MBAP_HEAD", "2 <= n"),
-    "a bad value in a good group": (
-        "rtu", "hal/scan.pyx", "            c.part[p].quality = Q_BAD\n    for i", "            pass\n    for i",
-    ),
     "a command to a stranger": (
         "rtu", "hal/scan.pyx",
         "    return b.devices[d.index].alive and b.devices[d.index].verified == 1\n",
