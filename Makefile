@@ -11,7 +11,7 @@ help:
 	@echo "make check   the quick gate: ruff, mypy, fast tests"
 	@echo "make test    everything CI runs (under 12 minutes on 2 cores)"
 	@echo "make bench   the benchmarks, as a table and as JSON in out/bench.json"
-	@echo "make soak    hours of simulation, 1,000 power cuts, 61 broken kernels, a walk of commissioning (about 7 minutes on 2 cores)"
+	@echo "make soak    hours of simulation, 1,000 power cuts, 61 broken kernels, a walk of commissioning, fuzzers (about an hour on 2 cores)"
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Ballast needs Python >= 3.11; set PYTHON=..."; exit 1; }
@@ -49,7 +49,8 @@ bench: build
 	@$(BIN)/python -m bench.perf --json out/bench.json
 
 soak: build
-	@$(BIN)/python -m pytest -m soak --timeout 7200
+	@$(BIN)/python -m pytest -m soak --ignore=tests/fuzz --timeout 7200
+	@$(BIN)/python -m pytest -n 2 -m soak tests/fuzz --timeout 7200
 
 clean:
 	rm -rf build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks $(VENV)/.run $(VENV)/.dev

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from controller import ports, walk
 from controller.problems import Problem, SiteError
 from controller.settings import SETTINGS, Value, derived
+from hal import toml
 
 BUILTIN = Path(__file__).with_name("builtin.toml")
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
@@ -256,9 +256,9 @@ def read_text(path: str | Path | None) -> str:
 def parse(text: str, label: str) -> dict[str, Any]:
     """The tables of a site file's text. Raises SiteError that names `label`."""
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise SiteError([Problem(label, "", None, f"is not TOML: {e}", 'a line is `key = 1.5`, `key = "text"` or `[table]`')]) from None
+        return toml.read(text)
+    except toml.TomlError as e:
+        raise SiteError([Problem(label, "", None, str(e), 'a line is `key = 1.5`, `key = "text"` or `[table]`')]) from None
 
 
 def _apply_sets(
@@ -301,8 +301,8 @@ def _apply_sets(
 def parse_value(text: str) -> Any:
     """The value of KEY=VALUE: what TOML makes of it, or else the bare text."""
     try:
-        return tomllib.loads(f"x = {text.strip()}\n")["x"]
-    except (tomllib.TOMLDecodeError, KeyError):
+        return toml.read(f"x = {text.strip()}\n")["x"]
+    except (toml.TomlError, KeyError):
         return text.strip()
 
 

@@ -74,9 +74,9 @@ ctypedef struct Slcan:          # receiving half; one a port
     int32_t skip                # a line without end is being thrown away
     int32_t status              # of the last SL_STATUS
     int32_t pad
+    uint8_t line[SLCAN_LINE]    # not at the end: the sanitizer takes the last array of a struct for one without bounds
     const uint8_t* at           # what slcan_feed was given and slcan_next has not yet eaten
     const uint8_t* end
-    uint8_t line[SLCAN_LINE]
 
 ctypedef struct CanErrors:      # counters since the port was opened
     int64_t bus_off

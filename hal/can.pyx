@@ -133,7 +133,7 @@ cdef int can_decode(const SigRow* row, const uint8_t* data, int n, double* value
     x = row.sign * (x * row.scale + row.offset)
     if row.magnitude:
         x = fabs(x)
-    if not (x >= row.lo and x <= row.hi):
+    if not (isfinite(x) and x >= row.lo and x <= row.hi):         # scaled, it may have left what a double holds
         return S_RANGE
     value[0] = x
     return S_OK
@@ -141,8 +141,7 @@ cdef int can_decode(const SigRow* row, const uint8_t* data, int n, double* value
 
 cdef int can_encode(const SigRow* row, double value, uint8_t* data) noexcept nogil:
     """One signal into a payload. -1: the value is not finite, and nothing may be sent."""
-    cdef double x = value
-    cdef double top, bottom
+    cdef double top, bottom, x = value
     cdef float f
     cdef uint32_t raw32
     cdef uint64_t raw
@@ -155,8 +154,10 @@ cdef int can_encode(const SigRow* row, double value, uint8_t* data) noexcept nog
             f = <float>(3.4e38 if x > 3.4e38 else -3.4e38 if x < -3.4e38 else x)
             memcpy(&raw32, &f, 4)
             raw = raw32
-        else:
+        elif isfinite(x):
             memcpy(&raw, &x, 8)
+        else:
+            return -1
     else:
         if row.toward_zero:             # as encode() of codec.pyx: toward the raw number that says 0
             x = trunc(row.sign * x / row.scale * (1.0 + 1e-12)) + rint(-row.offset / row.scale)
@@ -393,12 +394,11 @@ cdef int slcan_write(const CanFrame* f, uint8_t* out) noexcept nogil:
 
 cdef void slcan_status(int flags, CanErrors* e) noexcept nogil:
     """LAWICEL's status flags: what is new in them counts."""
-    cdef int state = PASSIVE if flags & F_PASSIVE else WARNING if flags & F_WARNING else ACTIVE
     if flags & (F_FIFO | F_OVERRUN):
         e.overrun += 1
     if flags & F_BUS:
         e.protocol += 1
-    _state(e, state)
+    _state(e, PASSIVE if flags & F_PASSIVE else WARNING if flags & F_WARNING else ACTIVE)
 
 
 cdef void _state(CanErrors* e, int state) noexcept nogil:

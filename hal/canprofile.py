@@ -230,6 +230,9 @@ def _coding(c: _Context, r: _Reader, h: _Head | None) -> dict[str, Any] | None:
     if coding["scale"] <= 0.0:
         r.fault("scale", coding["scale"], "is not above 0: a sign hidden in a scale is found by nobody", "use sign = -1")
         coding["scale"] = 1.0
+    if not (math.isfinite(coding["scale"]) and math.isfinite(coding["offset"])):
+        r.fault("factor", factor, "makes a scale or an offset that is no finite number", "a smaller one")
+        coding["scale"], coding["offset"] = 1.0, 0.0
     if coding["real"] and coding["length"] not in (32, 64):
         r.fault("length", coding["length"], "is no IEEE 754 number", "32 or 64")
     coding["sign"] = r.choice("sign", 1, (1, -1))
@@ -257,7 +260,12 @@ def _mux(c: _Context, r: _Reader) -> Mux | None:
     start, length = inner.integer("start", ..., 0, 63), inner.integer("length", ..., 1, 32)
     order, number = inner.choice("byte_order", c.byte_order, ("little", "big")), inner.integer("value", ..., 0, 2**32 - 1)
     inner.leftovers()
-    return None if start is None or length is None or number is None else Mux(start, length, order, number)
+    if start is None or length is None or number is None:
+        return None
+    if Place(start, length, order).last_byte > 7 or number >> length:
+        inner.fault("value", number, f"does not fit into {length} bits from {start}", "check start, length and byte_order")
+        return None
+    return Mux(start, length, order, number)
 
 
 def _received(c: _Context, where: str, row: Any, h: _Head | None) -> Signal | None:

@@ -1,7 +1,7 @@
 """One CAN bus on the control thread. Header: canscan.pxd; the rows: hal/canrows.py; how full the bus is: hal/canplan.py.
 
 Rules that keep the image honest:
-- a frame counts only when it is long enough for what is needed in it, its checksum is right and its counter has moved;
+- a frame counts only when it is long enough for what is needed in it, its checksum is right and its counter has moved on (by less than half its range);
 - a group is as old as the oldest frame it needs, and bad as soon as one of them is older than the profile allows (`lost_ms`): for a battery
   that is the end of charging and discharging in the same tick, and a FAULT after control.bms_lost_s;
 - a current limit is 0 while one of its permits is withheld or has not been heard of lately, whatever the limit says;
@@ -130,6 +130,7 @@ cdef void _lose_part(Bus* b, CanCtx* c, int part) noexcept nogil:
     cdef RxRow* f = &c.rx[p.frame]
     cdef int i
     p.fresh = 0
+    f.ctr_last = -1                         # who begins anew may begin anywhere
     for i in range(f.in0, f.in0 + f.n_in):
         if c.sig[i].part != part:
             continue
@@ -180,8 +181,8 @@ cdef bint _identical(CanCtx* c, RxRow* f, const CanFrame* frame) noexcept nogil:
 
 
 cdef bint _whole(Bus* b, CanCtx* c, RxRow* f, const CanFrame* frame) noexcept nogil:
-    """Long enough, right checksum, a counter that has moved."""
-    cdef int64_t counter
+    """Long enough, right checksum, a counter that has moved on."""
+    cdef int64_t counter, ahead
     if frame.rtr:
         return False
     if frame.len < f.min_len:
@@ -196,11 +197,12 @@ cdef bint _whole(Bus* b, CanCtx* c, RxRow* f, const CanFrame* frame) noexcept no
             b.stats.short_frames += 1
             return False
         counter = <int64_t>can_get(frame.data, f.ctr_start, f.ctr_length, f.ctr_big)
-        if counter == f.ctr_last:
-            b.stats.late += 1               # the same again: its sender repeats itself, and its values are as old as then
-            return False
-        if f.ctr_last >= 0 and counter != (f.ctr_last + 1) % (<int64_t>1 << f.ctr_length):
-            f.gaps += 1
+        if f.ctr_last >= 0:
+            ahead = (counter - f.ctr_last) & ((<int64_t>1 << f.ctr_length) - 1)
+            if ahead == 0 or ahead > <int64_t>1 << (f.ctr_length - 1):
+                b.stats.late += 1           # the same again, or one from before: its values are as old as then
+                return False
+            f.gaps += ahead != 1
         f.ctr_last = counter
     return True
 

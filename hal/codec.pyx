@@ -70,7 +70,7 @@ cdef int decode(const DecodeRow* row, const uint8_t* data, double* value) noexce
                     return D_OK
             return D_ABSENT
     x = row.sign * (x * row.scale + row.offset)
-    if not (x >= row.lo and x <= row.hi):
+    if not (isfinite(x) and x >= row.lo and x <= row.hi):         # scaled, it may have left what a double holds
         return D_RANGE
     value[0] = x
     return D_OK

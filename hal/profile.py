@@ -9,12 +9,12 @@ A profile has header keys (name, role, window_ms, update_ms, turnaround_ms, samp
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hal import toml
 from hal.rows import (
     COMMAND,
     HEARTBEAT,
@@ -343,9 +343,9 @@ def parse_profile(text: str, file: str = "<profile>") -> DeviceMap:
     """Compile a profile's text; `transport = "can"`: hal.canprofile. Raises ProfileError with every problem in it."""
     problems: list[Problem] = []
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise ProfileError([Problem(file, "", None, f"is not TOML: {e}", "correct the syntax")]) from None
+        table = toml.read(text)
+    except toml.TomlError as e:
+        raise ProfileError([Problem(file, "", None, str(e), "correct the syntax")]) from None
     if table.get("transport") == "can":
         from hal.canprofile import parse_can  # it builds on this file
 

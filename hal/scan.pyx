@@ -111,6 +111,8 @@ cdef int64_t _sampled(const RtuMaster* m, const TxnRow* t, int64_t now) noexcept
     at = now - t.answer_ns if t.sample_answer else m.tx_end_ns + m.t35_ns
     if excess > 0 and not t.sample_answer:
         at += excess // 2
+    elif at > now - t.answer_ns + m.char_ns:    # it knew the request's end without t3.5 of silence: sampled before its answer began
+        at = now - t.answer_ns if now - t.answer_ns > m.tx_ns else m.tx_ns
     return at - t.back_ns
 
 

@@ -3,6 +3,7 @@
 from cpython.ref cimport PyObject
 from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from _core.engine cimport Bus, BusPort
@@ -61,9 +62,14 @@ cdef class ScanBench:
         return sum((<BusPort>p).bus.fast_pending for p in self.ports)
 
     def bytes(self, int bus, bytes data, int64_t now):
-        cdef const uint8_t* p = data
+        cdef int n = len(data)
+        cdef uint8_t* p = <uint8_t*>malloc(n if n > 0 else 1)       # of its own, so that the checked build sees whoever reads on behind it
+        if p == NULL:
+            raise MemoryError(f"{n} bytes")
+        memcpy(p, <const uint8_t*>data, n)
         b = <BusPort>self.ports[bus]
-        b.bus.on_bytes(&b.bus, p, len(data), now)
+        b.bus.on_bytes(&b.bus, p, n, now)
+        free(p)
 
     def time(self, int64_t now):
         for port in self.ports:
@@ -76,6 +82,7 @@ cdef class ScanBench:
 
     def open(self, int bus, int64_t now):
         b = <BusPort>self.ports[bus]
+        b.bus.lost = 0
         b.bus.on_open(&b.bus, now)
 
     def lost(self, int bus):
@@ -91,6 +98,11 @@ cdef class ScanBench:
         cdef size_t at = SIGNALS[signal][0]
         memcpy(&x, <char*>&self.inp + at, sizeof(double))
         return x
+
+    @property
+    def inputs(self):
+        """All of Inputs as it lies in memory (numpy type: _core.image.RECORD's "inp")."""
+        return (<const char*>&self.inp)[:sizeof(Inputs)]
 
     def group(self, str name):
         """(t_ns, rx_ns, count, quality)"""

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hal import toml
 from hal.profile import Problem, ProfileError, _is_int, _is_number, _Reader
 from hal.rows import MAX_READ_REGISTERS
 
@@ -156,9 +156,9 @@ def parse_shelf(text: str, file: str = "<profile>") -> ShelfMap:
     """Compile a profile's text. Raises ProfileError with every problem in it."""
     problems: list[Problem] = []
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise ProfileError([Problem(file, "", None, f"is not TOML: {e}", "correct the syntax")]) from None
+        table = toml.read(text)
+    except toml.TomlError as e:
+        raise ProfileError([Problem(file, "", None, str(e), "correct the syntax")]) from None
     r = _Reader(file, "", table, problems)
     r.choice("transport", ..., ("shelf",))
     name, role = r.text("name", ...), r.choice("role", ..., ROLES)
@@ -217,6 +217,8 @@ def _item(r: _Reader, number: int, row: Any, bits: dict[str, Any]) -> Item | Non
         r.fault(where, name, "is no name", "lower-case letters, digits, _")
     if any(k not in ("scale", "shift") or not _is_number(v) for k, v in more.items()) or more.get("scale", 1.0) == 0.0:
         r.fault(where, more, "is not allowed here", "scale (not 0) and shift, both numbers")
+    elif not math.isfinite(abs(more.get("shift", 0.0)) + abs(more.get("scale", 1.0)) * 2.0 ** (16 * min(words, 4))):
+        r.fault(where, more, "leaves the numbers that a double holds", "a smaller scale and shift")
     names = _bits(r, name, bits.get(name, "")) if kind == "flags" else ()
     if len(r.problems) > before or found is None:
         return None

@@ -102,6 +102,16 @@ def test_toml_errors_name_the_line(tmp_path: Path) -> None:
     assert "line 3" in refused(tmp_path, "[site]\nname = 'x'\nf_nom_hz 50\n")
 
 
+@pytest.mark.parametrize("text", ["x = " + "[" * 5000, "a." * 3000 + "b = 1", "x = " + "9" * 5000, "[site]\nf_nom_hz = 0x" + "f" * 9000])
+def test_a_hostile_site_is_refused_with_a_reason(tmp_path: Path, text: str) -> None:
+    assert any(word in refused(tmp_path, text) for word in ("nested too deeply", "is not TOML", "64 bits"))
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "9" * 5000, "{a=" * 3000])
+def test_a_hostile_override_is_a_text(text: str) -> None:
+    assert sites.parse_value(text) == text
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="cannot be read: No such file"):
         sites.load(tmp_path / "absent.toml")

@@ -211,3 +211,13 @@ class CanSuite:
         assert (pcs.bench.bus(0)["late"], pcs.bench.bus(0)["crc_errors"]) == (1, 2)
         pcs.hear(feedback(2, -2000.0))
         assert pcs.bench.get("batt_p_w") == 2000.0
+
+    def test_a_frame_from_before_is_no_answer_and_who_begins_anew_is_heard_again(self, pcs: Link) -> None:
+        self._running(pcs)
+        pcs.hear(feedback(5, -5000.0), feedback(3, -3000.0), feedback(15, -1000.0))
+        assert pcs.bench.get("batt_p_w") == 5000.0 and pcs.bench.bus(0)["late"] == 2
+        pcs.hear(feedback(8, -8000.0))  # two were lost
+        assert pcs.bench.get("batt_p_w") == 8000.0 and pcs.scan.errors["gaps"] == 2
+        pcs.step(11)  # lost_ms
+        pcs.hear(feedback(2, -2000.0))
+        assert pcs.bench.get("batt_p_w") == 2000.0

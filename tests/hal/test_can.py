@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+from dataclasses import replace
 from typing import Any
 
 import cantools.database.can as dbc
@@ -113,6 +114,13 @@ def test_sign_magnitude_map_sentinel_range_and_a_short_frame() -> None:
     assert decode_signal(row(lo=0.0), data)[1] == "range"
     assert decode_signal(row(), data[:4])[1] == "ok" and decode_signal(row(), data[:3])[1] == "short"
     assert decode_signal(Signal("x", 7, 12, "big"), b"\x01")[1] == "short"
+
+
+def test_what_leaves_the_numbers_a_double_holds_is_none_and_is_not_sent() -> None:
+    row = Signal("x", 0, 64, real=True, scale=10.0)
+    value, how = decode_signal(row, struct.pack("<d", 1e308))
+    assert math.isnan(value) and how == "range"
+    assert encode_signal(replace(row, scale=0.1), 1e308, bytes(8)) is None
 
 
 @given(

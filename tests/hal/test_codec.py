@@ -84,3 +84,8 @@ def test_counters_wrap_and_floats_saturate() -> None:
     assert encode_words(Encode(0, "u16", "heartbeat"), 65537.0) == [65535]
     (value,) = struct.unpack(">f", struct.pack(">HH", *encode_words(Encode(0, "f32", "p_cmd_w"), 1e300)))
     assert math.isfinite(value) and value > 3e38
+
+
+@pytest.mark.parametrize(("type_", "words"), [("i64", [0x7FFF, 0, 0, 0]), ("i64", [0x8000, 0, 0, 0]), ("f32", [0x7F00, 0])])
+def test_a_value_that_leaves_what_a_double_holds_is_none(type_: str, words: list[int]) -> None:
+    assert math.isnan(decode_words(Field("grid_p_w", 0, type_, scale=1e300), words))

@@ -165,3 +165,20 @@ def test_block_reads_join_rows_but_not_across_wide_holes() -> None:
     device = parse_profile(HEAD + rows)
     assert [(r.addr, r.count) for r in pack(device, 125)] == [(0, 41), (100, 31)]
     assert [(r.addr, r.count) for r in pack(device, 20)] == [(0, 1), (40, 1), (100, 1), (130, 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = " + "[" * 5000, "nested too deeply"),
+        ("a." * 3000 + "b = 1", "nested too deeply"),
+        ("window_ms = " + "9" * 400, "64 bits"),
+        ("x = " + "9" * 5000, "is not TOML"),
+        ("x = 0x" + "f" * 9000, "64 bits"),
+        ("# " + "x" * 1_000_000, "longer than"),
+        ("[[read]]\nmap = [[18446744073709551615, 1]]", "16 pairs"),
+    ],
+)
+def test_a_hostile_profile_is_refused_with_a_reason(text: str, says: str) -> None:
+    with pytest.raises(ProfileError, match=says):
+        parse_profile(text)

@@ -289,6 +289,15 @@ def test_sampling_instant_takes_half_of_what_is_late() -> None:
     assert t_ns == pytest.approx(8 * 23872 + 1750000 + 200_000, abs=100)
 
 
+def test_no_value_is_younger_than_its_answer() -> None:
+    """A device that needs no silence to know the end of a request answers before the plan says; its value has not been sampled since."""
+    _, world, meter, *_ = running()
+    meter.before = lambda frame, answer: (answer, -1_750_000)
+    world.run(1)
+    t_ns, rx_ns, _, quality = world.bench.group("meter")
+    assert quality == 1 and rx_ns - t_ns == pytest.approx(29 * 23872, abs=23872)
+
+
 def test_bms_values_and_the_age_of_a_group_made_of_two_reads() -> None:
     _, world, _, bms, _ = running()
     b = world.bench

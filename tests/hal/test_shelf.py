@@ -93,6 +93,7 @@ def test_writes_of_one_bit_leave_the_others() -> None:
         ('[79, 1, "u/2^10"', '[80, 1, "u/2^10"', "map.items"),
         ('[79, 1, "u/2^10"', '[65536, 1, "u/2^10"', "map.items"),
         ('[79, 1, "u/2^10", "psu_output_voltage", "V"]', '[79, 1, "u/2^10", "psu_output_voltage"]', "map.items"),
+        ('"psu_output_voltage", "V"]', '"psu_output_voltage", "V", { scale = 1e305 }]', "map.items"),
         ('"psu_output_voltage", "V"]', '"psu_output_voltage", "V", { scal = 2.0 }]', "map.items"),
         ('led_override = "0 led_override', 'led_override = "0 led_override, 0 twice', "bits.led_override"),
         ('led_override = "0 led_override', 'led_overide = "0 led_override', "bits.led_overide"),

@@ -3,6 +3,7 @@ by hand."""
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import struct
@@ -17,6 +18,7 @@ from hal.plan import Plan
 MS = 1_000_000
 
 
+@functools.lru_cache(10_000)  # the same frames come again and again
 def crc(data: bytes) -> bytes:
     c = 0xFFFF
     for byte in data:
