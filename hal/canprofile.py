@@ -243,8 +243,6 @@ def _coding(c: _Context, r: _Reader, h: _Head | None) -> dict[str, Any] | None:
         "[lowest, highest] in SI",
     )
     coding["lo"], coding["hi"] = float(limits[0]), float(limits[1])
-    if (mux := coding["mux"]) and mux.value >> mux.length:
-        r.fault("mux", mux.value, f"does not fit into {mux.length} bits: another number would be sent", f"a number below {1 << mux.length}")
     place = Place(coding["start"], coding["length"], coding["byte_order"])
     if h is not None and place.last_byte > 7:
         r.fault("start", coding["start"], "the signal ends beyond the eighth byte", "start is the DBC's start bit; check byte_order")

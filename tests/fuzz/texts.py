@@ -22,7 +22,7 @@ from controller import sitefile
 from controller.problems import SiteError
 from controller.settings import SETTINGS
 from hal import canprofile
-from hal.candbc import DbcError, parse_dbc
+from hal.candbc import DbcError, DbcMessage, load_dbc, parse_dbc
 from hal.canplan import CanSpec, plan_can
 from hal.canrows import CanMap, Signal
 from hal.plan import BusSpec, PlanError, plan_site
@@ -38,7 +38,13 @@ CHANGES = (("grid.import_limit_w", 400e3), ("battery.soc_target", 0.6), ("bus.a.
 VALUES = (0.0, 1e300, -1e300, 123.456, -1.0, math.nan, math.inf)
 
 
-canprofile.load_dbc = functools.cache(canprofile.load_dbc)  # the profiles of the corpus name one DBC; it is read once
+@functools.cache
+def _shipped(path: Path) -> dict[str, DbcMessage]:
+    return load_dbc(path)
+
+
+# The profiles of the corpus name one DBC; it is read once. Whatever else is loaded in this process is read as it stands.
+canprofile.load_dbc = lambda path: _shipped(path) if path.parent == PROFILE_DIR else load_dbc(path)
 
 
 def dbc(data: bytes) -> None:

@@ -47,7 +47,7 @@ def test_a_counter_and_a_factor_that_no_frame_can_have(tmp_path: Path) -> None:
     text = 'transport = "can"\nname = "x"\nrole = "bms"\ndbc = "x.dbc"\n[[frame]]\nmessage = "M"\nperiod_ms = 100\ncounter = "C"\n'
     with pytest.raises(ProfileError) as e:
         parse_profile(text + 'signals = [{ signal = "soc", dbc_signal = "S", factor = 1e300 }]', str(tmp_path / "p.toml"))
-    assert "has 48 bits in the DBC" in str(e.value) and "no finite number" in str(e.value)
+    assert "has 48 bits; a signal of 2 to 32 bits" in str(e.value) and "no finite number" in str(e.value)
 
 
 def test_a_multiplexer_outside_its_frame_is_refused() -> None:

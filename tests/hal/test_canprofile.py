@@ -200,6 +200,9 @@ counter = { start = 48, length = 4 }
 checksum = { kind = "xor", byte = 7 }
 signals = [{ source = "p_cmd_w", start = 0, length = 24, signed = true }]
 """
+SHORT = """length = 4
+signals = [{ source = "p_cmd_w", start = 0, length = 24, signed = true, mux = { start = 40, length = 8, value = 1 } }]
+"""
 
 
 @pytest.mark.parametrize(
@@ -214,8 +217,9 @@ signals = [{ source = "p_cmd_w", start = 0, length = 24, signed = true }]
         ('purpose = "command"', 'purpose = "cyclic"', "period_ms"),
         ("signed = true", "signed = true, mux = { start = 16, length = 8, value = 1 }", "shares bit 16 of 0x200 with mux 1"),
         ("signed = true", "signed = true, mux = { start = 50, length = 2, value = 1 }", "'counter': shares bit 50 of 0x200 with mux 1"),
-        ("signed = true", "signed = true, mux = { start = 60, length = 8, value = 1 }", "'mux 1': lies outside the 8 bytes"),
-        ("signed = true", "signed = true, mux = { start = 32, length = 4, value = 17 }", "mux = 17: does not fit into 4 bits"),
+        ("signed = true", "signed = true, mux = { start = 60, length = 8, value = 1 }", "mux.value = 1: does not fit into 8 bits from 60"),
+        (TRANSMIT[TRANSMIT.index("counter") :], SHORT, "'mux 1': lies outside the 4 bytes of 0x200"),
+        ("signed = true", "signed = true, mux = { start = 32, length = 4, value = 17 }", "mux.value = 17: does not fit into 4 bits"),
         ("signed = true", "signed = true, range = [1000.0, 5000.0]", "holds no 0: a command of 0 would be sent as power"),
         ("signed = true", "signed = true, range = [-5000.0, -1.0]", "holds no 0: a command of 0 would be sent as power"),
         ("signed = true", "offset = -8388608.5", "its raw number 8.38861e+06 is no integer from 0 to 16777215"),
