@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The compiler's own files first: installed after the build they would look newer than what was made of them, and all would be made twice.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check 'cython>=3.1,<4' 'setuptools>=77' wheel && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation
 SOURCES := $(shell find _core hal bench -name '*.pyx' -o -name '*.pxd' 2>/dev/null)
 .PHONY: run test check bench soak build clean help
 .DEFAULT_GOAL := help
@@ -20,15 +23,18 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: $(VENV)/bin/python pyproject.toml setup.py $(SOURCES)
 	@echo "Building Ballast into $(VENV) (once; a minute or two) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@$(INSTALL) -e '.[bench]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $@ $(VENV)/.run
+	@$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.run $(VENV)/.built
 
-build: $(VENV)/.dev
+$(VENV)/.built: $(VENV)/.dev setup.py $(SOURCES)
 	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+build: $(VENV)/.built
 
 run: $(VENV)/.run
 	@$(BIN)/ballast run
@@ -53,5 +59,5 @@ soak: build
 	@$(BIN)/python -m pytest -n 2 -m soak tests/fuzz --timeout 7200
 
 clean:
-	rm -rf build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks $(VENV)/.run $(VENV)/.dev
+	rm -rf build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks $(VENV)/.run $(VENV)/.dev $(VENV)/.built
 	find . -name '*.so' -not -path './$(VENV)/*' -delete

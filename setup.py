@@ -26,6 +26,7 @@ extensions = [
     for p in sources
 ]
 setup(
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
     ext_modules=cythonize(
         extensions,
         build_dir="build",

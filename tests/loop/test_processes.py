@@ -529,7 +529,10 @@ def test_cables_that_are_pulled_and_return_under_other_names(tmp_path: Path) -> 
         until(lambda: live.out["mode"] == core.MODE_FAULT, 10, live.text())
         time.sleep(0.5)
         head = int(live.image.head)
-        spare = [os.openpty() for _ in range(2 * len(cables))]  # somebody else has the old names by now
+        old = {cable.names[0] for cable in cables}
+        while not old <= {os.ttyname(slave) for _, slave in spare}:  # somebody else has the old names by now
+            assert len(spare) < 200
+            spare.append(os.openpty())
         for cable in cables:
             cable.plug()
         live.grid(30, head=head)
