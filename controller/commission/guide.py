@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from controller.clock import utc_text
 from controller.commission import report, steps_line, steps_power, steps_safety
@@ -60,9 +61,15 @@ def overview(rig: Rig, results: Results, talk: Talk) -> None:
         state = results.state(rig, step.name, step.depends)
         row = results.steps.get(step.name)
         when = f", {utc_text(row['wall_s'])[:16]} UTC by {row['who']}" if row else ""
-        talk.say(f"{k:2d} {step.name:<11} {WORDS.get(state, state)}{when}"[:78])
+        talk.say(f"{k:2d} {step.name:<11} {WORDS.get(state, state)}{_part(row, state)}{when}"[:78])
     signed = results.signed
     talk.say(f"10 {SIGN_OFF:<11} " + (f"signed by {signed['name']}" if signed else "open"))
+
+
+def _part(row: dict[str, Any] | None, state: str) -> str:
+    """Said beside a passed step of which something was not tried."""
+    said = "; ".join([row.get("reason", ""), *row.get("facts", [])]) if row else ""
+    return " in part" if state == PASS and "not tried" in said else ""
 
 
 def run_step(rig: Rig, results: Results, step: Step, talk: Talk) -> Result | None:
@@ -112,7 +119,7 @@ def _lead(rig: Rig, results: Results, step: Step, number: int, talk: Talk) -> bo
             return False
         if result.verdict == PASS:
             return True
-        after = talk.ask("And now?", choices=("again", "next", "stop"), default="next")
+        after = talk.ask("And now?", choices=("again", "next", "stop"), default="again" if result.verdict == FAIL else "next")
         if after != "again":
             return after != "stop"
 
@@ -158,6 +165,9 @@ def sign_off(rig: Rig, results: Results, talk: Talk) -> bool:
     rig.reread()  # what is signed is the site of this moment
     states = {s.name: results.state(rig, s.name, s.depends) for s in STEPS}
     short = [f"{name} ({WORDS.get(state, state)})" for name, state in states.items() if state != PASS]
+    part = [name for name, state in states.items() if _part(results.steps.get(name), state)]
+    if part:
+        tell(talk, f"Passed in part, the report says what was not tried: {', '.join(part)}.")
     if short:
         tell(talk, f"Not passed: {', '.join(short)}. The report says so in red.")
     remarks = talk.ask("Remarks for the report? (Enter: none)")[:2000]

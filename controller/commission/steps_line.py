@@ -62,7 +62,7 @@ def devices(rig: Rig) -> Result:
             bad.append(f"{row['name']} is not the device that was compiled: restart ballast, so that it is read anew")
             continue
         tell(rig.talk, fact, "  ")
-        if not yes(rig.talk, f"Is that what the nameplate of {row['name']} says?"):
+        if not yes(rig.talk, f"Is that what the nameplate of {row['name']} says?", default=""):
             said = rig.talk.ask("What does the nameplate say?")
             bad.append(f"{row['name']}: the nameplate says {said[:200]!r}; correct bus, address or profile in {rig.site.file}")
     result.verdict, result.reason = (FAIL, "; ".join(bad)) if bad else (PASS, "every device answers and equals its nameplate")

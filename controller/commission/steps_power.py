@@ -52,10 +52,12 @@ CAUSES = {
 
 def grid_or_refuse(rig: Rig) -> None:
     """Waits for GRID. Raises Refused with the mode and alarms that stand."""
-    if not rig.until(lambda: rig.mode == core.MODE_GRID, GRID_S, "waiting for GRID"):
+    if rig.mode == core.MODE_FAULT and yes(rig.talk, f"The site is in FAULT ({', '.join(rig.alarms())}). Reset it now?", default="no"):
+        rig.reset()
+    if not rig.until(lambda: rig.mode == core.MODE_GRID, GRID_S, f"waiting for GRID, {GRID_S:.0f} s at most"):
         alarms = ", ".join(rig.alarms()) or "none"
         where = f"the site is in {core.MODE_NAMES[rig.mode]}, not in GRID (alarms: {alarms})"
-        raise Refused(f"{where}; `ballast status` says what it waits for")
+        raise Refused(f"{where}; `ballast status` says what it waits for, `ballast reset` ends a FAULT whose causes are gone")
 
 
 def _closed(rig: Rig) -> None:
@@ -407,7 +409,9 @@ def following(rig: Rig) -> Result:
         f"limit_{k}_share": v for k, v in got.limits.items() if k != "hold"
     }
     limits = ", ".join(f"{k} {100 * v:.0f} %" for k, v in sorted(got.limits.items(), key=lambda kv: -kv[1])) or "none"
-    calmer = f": {100 * got.calmer:.0f} % calmer" if got.load_swing_w > 0.01 * rig.rating_w else ": a load that stands still shows little"
+    calmer = ": a load that stands still shows little"
+    if got.load_swing_w > 0.01 * rig.rating_w:
+        calmer = f"; of the load's movement from half a second to the next it shows {100 - 100 * got.calmer:.0f} %"
     result.facts = [
         f"load moved within {got.load_swing_w / 1e3:.1f} kW, grid import within {got.grid_swing_w / 1e3:.1f} kW" + calmer,
         f"limits active, share of ticks: {limits}",
@@ -422,7 +426,7 @@ def following(rig: Rig) -> Result:
         result.verdict, result.reason = FAIL, f"GRID stood for {100 * got.grid_share:.0f} % of the time only"
     elif got.missed > (MISSED_VIRTUAL * len(rows) if rig.instance.virtual else 0):
         result.verdict, result.reason = FAIL, f"{got.missed} ticks were missed: give it real-time priority, or a machine of its own"
-    elif yes(rig.talk, "Do you accept this?"):
+    elif yes(rig.talk, "Do you accept this?", default=""):
         result.reason = "accepted"
     else:
         result.verdict, result.reason = FAIL, "not accepted: " + rig.talk.ask("Why not?")[:300]

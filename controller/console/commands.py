@@ -77,7 +77,7 @@ class Table:
         if not text.isprintable():
             raise Refused("the line holds characters that nobody types: not done; type it again")
         try:
-            words = _own(shlex.split(text))
+            words = ["help"] if text.strip() == "?" else _own(shlex.split(text))
         except ValueError as e:
             why = "a quote (' or \") is opened and not closed" if "quot" in str(e) else "a backslash stands at the end"
             raise Refused(f"{why}: not done") from None

@@ -26,7 +26,7 @@ STILL_HERE = "Still here: events, alarms, trend beyond 60 s"
 
 def kw(watts: float) -> str:
     """Power in kW, or a dash."""
-    return f"{watts / 1e3:.1f} kW" if math.isfinite(watts) else "- kW"
+    return f"{round(watts / 1e3, 1) + 0.0:.1f} kW" if math.isfinite(watts) else "- kW"
 
 
 def time_of(wall_s: float) -> str:
@@ -113,14 +113,24 @@ def show_alarms(ctx: Context, words: list[str]) -> Iterable[str]:
         yield f"    {alarm.text}"
         if alarm.active and alarm.recovery:
             yield f"    do: {alarm.recovery}"
+    mode = _mode_now(ctx)
+    if mode not in ("", "GRID", "ISLAND"):
+        yield f"the site is in {mode}: no power is asked for; `why` says what it waits for"
     if any(not a.acked_by for a in found):
         yield "`ack ID` or `ack all` says that you have seen them"
+
+
+def _mode_now(ctx: Context) -> str:
+    """The mode, "" where nothing runs."""
+    row = ctx.image.latest() if ctx.image is not None else None
+    return core.MODE_NAMES[row["out"]["mode"]] if row is not None else ""
 
 
 def _alarm_line(alarm: Alarm) -> str:
     state = "STANDS" if alarm.active else "gone"
     seen = f"seen by {alarm.acked_by}" if alarm.acked_by else "not seen yet"
-    since = f" since {time_of(alarm.since_wall_s)}" if alarm.since_wall_s else ""
+    word = "since" if alarm.active else "now, came"
+    since = f" {word} {time_of(alarm.since_wall_s)}" if alarm.since_wall_s else ""
     return f"{alarm.severity:<8} {alarm.id:<18} {state}{since}, {seen}"
 
 
@@ -206,6 +216,8 @@ def _start_words(row: dict[str, Any], mode: str) -> Iterable[str]:
         state = {3.0: "connected", 4.0: "standby (contactors open)", 99.0: "FAULT"}.get(bms["bms_state"], f"state {bms['bms_state']:g}")
         allows = f"{lim['batt_i_charge_max_a']:.0f} A of charge, {lim['batt_i_discharge_max_a']:.0f} A of discharge"
         yield f"- the BMS says: {state}; it allows {allows}"
+        closed = bms["bms_state"] == 3.0
+        yield "- contactors are closed; no power is allowed yet, see below" if closed else "- the contactors are open: close them"
     elif step == core.START_OPERATE:
         yield f"- the PCS says state {inp['pcs']['pcs_state']:g} (3 is running), grid {inp['meter']['f_hz']:.3f} Hz"
 
@@ -221,7 +233,25 @@ def _bounds(row: dict[str, Any], image: Any) -> Iterable[str]:
         ("charge", found["why_charge"], found["p_charge_max_w"]),
     ):
         name, words = core.LIMIT_TEXT.get(bit, ("", "nothing bounds it"))
-        yield f"May {way} {kw(watts)}, bounded by {name}: {words}."
+        yield f"May {way} {kw(watts)}, bounded by {name}: {words}{_number(bit, row, site)}."
+
+
+def _number(bit: int, row: dict[str, Any], site: dict[str, Any]) -> str:
+    """What is measured of a bound, and what is allowed."""
+    inp, lim = row["inp"], row["lim"]
+    if bit == core.LIM_TEMP:
+        low, high = inp["bms_temp"]["batt_temp_min_c"], inp["bms_temp"]["batt_temp_max_c"]
+        least, most, taper = site["temp_min_c"], site["temp_max_c"], site["temp_taper_c"]
+        return f" ({low:.1f} to {high:.1f} °C; none below {least:g} or above {most:g}, all of it {taper:g} K inside)"
+    if bit == core.LIM_BMS_CHARGE:
+        return f" ({inp['bms_lim']['batt_i_charge_max_a']:.0f} A)"
+    if bit == core.LIM_BMS_DISCHARGE:
+        return f" ({inp['bms_lim']['batt_i_discharge_max_a']:.0f} A)"
+    if bit in (core.LIM_SOC_MIN, core.LIM_SOC_MAX):
+        return f" ({100 * inp['bms']['soc']:.1f} %; {100 * lim['soc_min']:g} to {100 * lim['soc_max']:g} %)"
+    if bit == core.LIM_BATT_V:
+        return f" ({inp['bms_lim']['batt_v']:.1f} V)"
+    return ""
 
 
 # ---------------------------------------------------------------- devices, buses, plan, log
@@ -263,7 +293,7 @@ def show_devices(ctx: Context, words: list[str]) -> Iterable[str]:
     for i, device in enumerate(site.devices):
         row = image.device_stats(i)
         proven = {1: "identity proven", 0: "identity not proven yet", -1: "IS ANOTHER DEVICE"}[row["verified"]]
-        ago = f"{(now_ns - row['last_ok_ns']) / 1e6:.0f} ms ago" if row["last_ok_ns"] else "never"
+        ago = f"{max(0, now_ns - row['last_ok_ns']) / 1e6:.0f} ms ago" if row["last_ok_ns"] else "never"
         place = f"bus {device.bus} unit {device.unit}"
         yield f"{device.name:<8} {device.role:<6} {place}   {'answers' if row['alive'] else 'DOES NOT ANSWER'}, {proven}"
         counts = f"{row['ok']} answers, {row['failed']} failed, lost {row['lost_count']} times"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sqlite3
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from controller.commission.results import FAIL, PASS, SKIPPED, Result, Results
 from controller.commission.rig import Busy, Refused
 from controller.commission.talk import Interrupted
 from controller.instance import InstanceError
-from tests.controller.commission.virtual import World, Writer
+from tests.controller.commission.virtual import Script, World, Writer
 
 SIGNED = {"Your name": "A. Tester", "Remarks": "cable <b> of PCS relabelled"}
 
@@ -402,3 +404,21 @@ def test_a_parent_that_is_gone_is_a_desk_that_says_no(tmp_path: Path) -> None:
     got = guide.run_step(world.rig, results(tmp_path), step("trip"), world.talk)
     assert got is not None and got.verdict == FAIL and "its parent is gone" in got.reason
     assert world.slot["kind"] == core.SP_NONE
+
+
+def test_a_step_of_which_something_was_not_tried_is_passed_in_part() -> None:
+    row = {"reason": "", "facts": ["discharging: 2.0 kW/s", "charging: not tried, the load leaves no room within the grid's limits"]}
+    assert guide._part(row, PASS) == " in part" and guide._part(row, FAIL) == ""
+    assert guide._part({"reason": "", "facts": ["discharging: 2.0 kW/s"]}, PASS) == "" and guide._part(None, "open") == ""
+
+
+@pytest.mark.parametrize(("answer", "resets"), [("yes", 1), ("no", 0)])
+def test_a_site_in_fault_is_offered_its_reset_before_a_step_fails(answer: str, resets: int) -> None:
+    asked: list[str] = []
+    talk = Script(lambda seconds: None, {"Reset it now?": answer})
+    rig = SimpleNamespace(
+        mode=core.MODE_FAULT, talk=talk, alarms=lambda: ["pcs_lost"], reset=lambda: asked.append("reset"), until=lambda *_: bool(asked)
+    )
+    with contextlib.nullcontext() if resets else pytest.raises(Refused, match=r"pcs_lost.*ballast reset"):
+        steps_power.grid_or_refuse(rig)  # type: ignore[arg-type]
+    assert len(asked) == resets and "pcs_lost" in talk.asked[0]
