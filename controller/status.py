@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from _core import image as core
@@ -61,13 +62,22 @@ def collect(instance: Instance, site: Site, image: Any, clock: Clock) -> dict[st
         "plant": {"pid": instance.plant_pid} if instance.plant_pid else None,
         "devices": devices,
         "wires": got,
-        "warnings": wires.warnings(got, site) + build.held_notes(site),
+        "warnings": wires.warnings(got, site) + build.held_notes(site) + _shelves(instance, site, clock.monotonic_ns()),
         "store": instance.store,
         "image": latest,
     }
     reasons = problems(instance, live, latest, clock.monotonic_ns())
     live["health"] = {"code": DEGRADED if reasons else HEALTHY, "reasons": reasons}
     return dict(summary.clean(live))
+
+
+def _shelves(instance: Instance, site: Site, now_ns: int) -> list[str]:
+    """Nothing beside the tick makes a site unhealthy; that it is not read is said all the same."""
+    if not site.shelves:
+        return []
+    from controller.shelves import view  # it brings numpy
+
+    return view.warnings(view.look(Path(instance.directory), site), now_ns)
 
 
 def problems(instance: Instance, live: dict[str, Any], latest: dict[str, Any] | None, now_ns: int) -> list[str]:

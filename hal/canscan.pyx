@@ -143,8 +143,10 @@ cdef void _lose_part(Bus* b, CanCtx* c, int part) noexcept nogil:
         return
     _stamp(b, c, p.group)
     for i in range(c.n_rx):                 # who comes back may be another: an identity of before the silence proves nothing
-        if c.rx[i].dev == f.dev and c.rx[i].ident_ok > 0:
-            c.rx[i].ident_ok = 0
+        if c.rx[i].dev == f.dev and c.rx[i].n_ident > 0:
+            if c.rx[i].ident_ok > 0:
+                c.rx[i].ident_ok = 0
+            c.rx[i].ctr_last = -1           # and must be able to say it: its counter may begin anywhere
 
 
 cdef void _judge(Bus* b, CanCtx* c, int dev, int64_t now) noexcept nogil:

@@ -90,7 +90,7 @@ def _legend(rows: Sequence[str]) -> list[str]:
         (CAN_FRAME, "# our CAN frame"), (CAN_WAIT, "= it may wait so long for the bus"), (CAN_ANY, ": other frames, at any time"),
         (BEYOND, "> on into the next tick"),
     )  # fmt: skip
-    known = [text for letter, text in words if letter in body]
+    known = [text for letter, text in words if letter in body or (letter == AFTER_REQUEST and set(body) & {AFTER_WAIT, AFTER_ANSWER})]
     known.append(f"{STEP} kernel steps, {LATEST} at the latest, {SENT} the command's last bit")
     lines, line = [], ""
     for text in known:

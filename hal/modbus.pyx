@@ -149,7 +149,7 @@ cdef inline bint _crc_ok(const uint8_t* p, int n) noexcept nogil:
 cdef inline bint _too_soon(const RtuMaster* m, int off, int n, int64_t now_ns) noexcept nogil:
     # 3 % and a character: two oscillators at the ends of what the standard allows, and our own clock read after the fact.
     cdef int64_t slack = m.char_ns
-    cdef int64_t request = m.tx_len * m.char_ns * 97 // 100
+    cdef int64_t request = m.lead_ns + m.tx_len * m.char_ns * 97 // 100
     if now_ns < m.tx_ns + request + n * m.char_ns * 97 // 100 - slack:
         return True
     # Bytes that began while our request was still going out answer something else, whenever they end.

@@ -253,13 +253,9 @@ def _ways_out(b: _BusPlan, parts: list[Txn]) -> tuple[str, ...]:
     reads = [t for t in parts if t.count]
     writes = [t for t in parts if t.wcount and not t.count]
     if reads and writes and len({t.device for t in parts}) == 1:
-        wire = WireTime(
-            b.spec.line,
-            request_chars(23, writes[0].wcount),
-            answer_chars(23, reads[0].count),
-            reads[0].wire.turnaround_ms,
-        )
-        ways.append(f"FC23 where the device has it ({wire.total_ms:.2f} ms; it writes before it reads: data of the next tick)")
+        chars = request_chars(23, writes[0].wcount), answer_chars(23, reads[0].count)
+        both_ms = WireTime(b.spec.line, *chars, reads[0].wire.turnaround_ms).total_ms
+        ways.append(f"a meter of its own on another bus (FC23, {both_ms:.2f} ms for both, writes before it reads: it is not planned)")
     if not ways:
         ways.append("another device, or fewer registers: turnaround and silence alone leave no room in a tick")
     return tuple(ways)

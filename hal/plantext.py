@@ -27,12 +27,12 @@ def render(plan: Plan) -> str:
         for p in plan.timeline:
             if p.bus == table.spec.name:
                 lines.append(f"  {p.start_ms:8.3f} {p.sent_ms:8.3f} {p.end_ms:8.3f}  {p.what}")
-        for i in [*table.fast, *([table.command] if table.command >= 0 else [])]:
+        for i in [*table.fast, *(i for i in (table.command, table.command23) if i >= 0)]:
             txn = table.txns[i]
             lines.append(f"    {txn.what}: {txn.wire.arithmetic(silence=False)}")
-        used = sum(i >= 0 for i in table.slots)
-        free = sum(i == FREE for i in table.slots)
-        none = sum(i == NONE for i in table.slots)
+        used = sum(i >= 0 for i in table.usual)
+        free = sum(i == FREE for i in table.usual)
+        none = sum(i == NONE for i in table.usual)
         lines.append(
             f"    after-slots in {HYPER_TICKS} ticks: {used} planned, {free} free, {none} without; over by {table.limit_ms:.3f} ms"
         )

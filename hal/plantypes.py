@@ -157,15 +157,20 @@ class BusTable:
     next_ms: float = 0.0  # the bus is needed again, silence before it: what ends by then costs nothing
 
     @property
+    def usual(self) -> tuple[int, ...]:
+        """The slots in use where devices have what they are asked for."""
+        return self.slots23 or self.slots
+
+    @property
     def busy_ms(self) -> float:
         """How long the wire is in use in a tick, in the mean: requests, waits and answers as planned, without silences and
         without what free after-slots may bring."""
-        slots = [self.txns[i].wire.nominal_ms for i in self.slots23 or self.slots if i >= 0]
+        slots = [self.txns[i].wire.nominal_ms for i in self.usual if i >= 0]
         share = len(slots) / HYPER_TICKS
         fast = sum(self.txns[i].wire.nominal_ms for i in self.fast) * (1.0 - self.skips * share)
         command = self.txns[self.command].wire.nominal_ms if self.command >= 0 else 0.0
-        if self.command23 >= 0:  # in ticks without a slot
-            command += (self.txns[self.command23].wire.nominal_ms - command) * (1.0 - share)
+        if self.command23 >= 0:  # in ticks without a slot that no slot of the tick before reaches into
+            command += (self.txns[self.command23].wire.nominal_ms - command) * max(0.0, 1.0 - 2.0 * share)
         return fast + command + sum(slots) / HYPER_TICKS
 
 
@@ -263,7 +268,7 @@ class Plan:
 
 def _slot_counts(table: BusTable) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for i in table.slots:
+    for i in table.usual:
         name = {FREE: "free", NONE: "none"}.get(i) or table.txns[i].name
         counts[name] = counts.get(name, 0) + 1
     return counts

@@ -384,20 +384,23 @@ def parse_profile(text: str, file: str = "<profile>") -> DeviceMap:
     )  # fmt: skip
 
 
-def load_profile(name_or_path: str | Path) -> DeviceMap:
-    """A shipped profile by name ("eastron_sdm630") or any file by path. Raises ProfileError."""
+def read_profile(name_or_path: str | Path, shipped: Path = PROFILE_DIR) -> tuple[str, str]:
+    """Text and file name of a profile: one in the folder `shipped` by its name, or any file by path. Raises ProfileError."""
     path = Path(name_or_path)
     if path.suffix != ".toml":
-        path = PROFILE_DIR / f"{name_or_path}.toml"
+        path = shipped / f"{name_or_path}.toml"
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as e:
-        shipped = ", ".join(list_profiles())
-        problem = Problem(str(path), "", None, f"cannot be read: {e}", f"a path to a .toml file, or one of {shipped}")
-        raise ProfileError([problem]) from None
-    return parse_profile(text, str(path))
+        remedy = f"a path to a .toml file, or one of {', '.join(list_profiles(shipped))}"
+        raise ProfileError([Problem(str(path), "", None, f"cannot be read: {e}", remedy)]) from None
 
 
-def list_profiles() -> list[str]:
+def load_profile(name_or_path: str | Path) -> DeviceMap:
+    """A shipped profile by name ("eastron_sdm630") or any file by path. Raises ProfileError."""
+    return parse_profile(*read_profile(name_or_path))
+
+
+def list_profiles(shipped: Path = PROFILE_DIR) -> list[str]:
     """Names of the profiles that come with Ballast."""
-    return sorted(p.stem for p in PROFILE_DIR.glob("*.toml"))
+    return sorted(p.stem for p in shipped.glob("*.toml"))

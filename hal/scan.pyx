@@ -229,11 +229,12 @@ cdef void _finish(Bus* b, ScanCtx* c, int result, int64_t now) noexcept nogil:
                 c.fc23 = FC23_PROVEN
     elif c.current == c.command23 and result == RX_EXCEPTION and (c.m.exception == 1 or c.fc23 == FC23_UNTRIED):
         c.fc23 = FC23_REFUSED               # nothing was written: the same again, as every device has it
-        c.command_pending = 1
+        c.command_pending = b.outputs.gate == 1
     else:
         s.failed += 1
-        if c.current == c.command23 and c.fc23 == FC23_UNTRIED:
-            c.fc23 = FC23_REFUSED           # some devices say nothing to what they do not know
+        if c.current == c.command23 and (c.fc23 == FC23_UNTRIED or t.fails + 1 >= DEAF_AFTER):
+            c.fc23 = FC23_REFUSED           # silent to what it does not know, or takes it no more: FC16 and readback tell what is wrong
+            t.fails = 0
         if _commands(c, c.current):
             b.inputs.pcs_deaf = 1           # refused, unsent, unanswered: what it does now is not known
         if t != NULL:

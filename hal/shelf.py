@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hal import toml
-from hal.profile import Problem, ProfileError, _is_int, _is_number, _Reader
+from hal.profile import Problem, ProfileError, _is_int, _is_number, _Reader, list_profiles, read_profile
 from hal.rows import MAX_READ_REGISTERS
 
 SHELF_DIR = Path(__file__).parent / "profiles" / "shelf"
@@ -136,20 +136,12 @@ class ShelfMap:
 
 def load_shelf(name_or_path: str | Path) -> ShelfMap:
     """A shipped profile by name ("orv3_psu") or any file by path. Raises ProfileError."""
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = SHELF_DIR / f"{name_or_path}.toml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        remedy = f"a path to a .toml file, or one of {', '.join(list_shelves())}"
-        raise ProfileError([Problem(str(path), "", None, f"cannot be read: {e}", remedy)]) from None
-    return parse_shelf(text, str(path))
+    return parse_shelf(*read_profile(name_or_path, SHELF_DIR))
 
 
 def list_shelves() -> list[str]:
     """Names of the shelf profiles that come with Ballast."""
-    return sorted(p.stem for p in SHELF_DIR.glob("*.toml"))
+    return list_profiles(SHELF_DIR)
 
 
 def parse_shelf(text: str, file: str = "<profile>") -> ShelfMap:

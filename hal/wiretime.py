@@ -99,7 +99,8 @@ class WireTime:
 
     def arithmetic(self, silence: bool = True) -> str:
         t35 = f" + t3.5 {self.line.t35_ms:.3f}" if self.line.t35_ms else ""
-        text = f"request {self.request_ms:.3f}{t35}"
+        lead_ms = self.line.lead_ms
+        text = (f"RTS lead {lead_ms:g} + " if lead_ms else "") + f"request {self.request_ms - lead_ms:.3f}{t35}"
         if self.turnaround_ms:
             text += f" + turnaround {self.turnaround_ms:.3f}"
         text += f" + answer {self.answer_ms:.3f}"

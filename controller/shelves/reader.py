@@ -27,9 +27,10 @@ from controller import disk
 from controller.build import site_from
 from controller.clock import Clock, RealClock
 from controller.lines import LineServer, refusal
-from controller.process import EXIT_FAILED, die_with_parent, keep_messages, say
+from controller.process import EXIT_FAILED, EXIT_OK, die_with_parent, keep_messages, say
 from controller.shelves.table import ROW, Slot, Table, slots
 from hal import adapter, wire
+from hal.profile import ProfileError
 from hal.shelf import Block, Value
 from hal.wiretime import Line, WireTime, answer_chars, request_chars
 
@@ -42,6 +43,7 @@ OFFLINE_AFTER = 3  # answers lost in a row
 REOPEN_S = 2.0
 NICE = 5  # beside the supervisor (0) and the forecast: late is no harm, in the way is
 ANSWER_S = 3.0  # a write waits so long for its turn
+LOOK_S = 0.2
 
 Ask = Callable[..., list[int]]  # (unit, fc, address, count, values=(), waddr=-1) -> registers; raises wire.NoAnswer
 
@@ -68,6 +70,7 @@ class Request:
     value: int
     answer: dict[str, Any] = field(default_factory=dict)
     done: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Lock = field(default_factory=threading.Lock)  # held by whoever decides: the port does it, or nobody ever will
 
 
 class PortReader:
@@ -177,6 +180,8 @@ class PortReader:
     def _serve(self, ask: Ask) -> None:
         with contextlib.suppress(queue.Empty):
             request = self.requests.get_nowait()
+            if not request.begun.acquire(blocking=False):
+                return  # whoever asked has gone: nothing is written behind their back
             try:
                 self._answer(request, self._write(ask, request))
             except wire.NoAnswer as e:
@@ -213,12 +218,21 @@ class Port:
 
     def __init__(self, reader: PortReader, path: str, clock: Clock, stop: threading.Event) -> None:
         self.reader, self.path, self.clock, self.stop = reader, path, clock, stop
-        self.thread = threading.Thread(target=self._run, name=f"shelf {path}", daemon=True)
+        self.thread = threading.Thread(target=self._live, name=f"shelf {path}", daemon=True)
+        self.failed = False
         self._said = ""
 
     def start(self) -> None:
         """Begins."""
         self.thread.start()
+
+    def _live(self) -> None:
+        try:
+            self._run()
+        except BaseException:
+            self.failed = True  # the process ends, and is started anew: a port that nobody reads must not look alive
+            self.stop.set()
+            raise
 
     def _run(self) -> None:
         while not self.stop.is_set():
@@ -291,8 +305,10 @@ def answer(readers: Sequence[PortReader], request: dict[str, Any], reply: Callab
         return reply(refusal("is outside what the profile allows", why, "value", value))
     waiting = Request(member, what.name, value)
     reader.requests.put(waiting)
+    if not waiting.done.wait(ANSWER_S) and waiting.begun.acquire(blocking=False):
+        return reply(refusal("did not come to its turn in time, and is not done", "ask again once the shelf answers", "item", item))
     if not waiting.done.wait(ANSWER_S):
-        return reply(refusal("did not come to its turn in time; it may still be done", "look at the device", "item", item))
+        return reply(refusal("was begun and has no answer yet: it may still be done", "look at the device", "item", item))
     return reply(waiting.answer)
 
 
@@ -320,31 +336,30 @@ def main(argv: list[str] | None = None) -> int:
     os.nice(NICE)
     clock = RealClock()
     keep_messages(args.directory, clock)
-    rows = slots(site_from(args.directory / "site.json").shelves)
     try:
+        rows = slots(site_from(args.directory / "site.json").shelves)
         table = Table(args.directory, rows, write=True)
-    except OSError as e:
-        say("shelves", f"{args.directory}: {e.strerror or e}")
+        readers = [PortReader(group, table, clock) for group in by_port(rows).values()]
+        server = LineServer(args.directory / SOCKET, lambda request, reply: answer(readers, request, reply), clock)
+    except (ProfileError, OSError, ValueError, KeyError) as e:
+        say("shelves", f"the shelves cannot be read: {e}; mend that, the next try comes by itself")
         return EXIT_FAILED
     stop = threading.Event()
-    wake_r, wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(wake_w)
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stop.set())
-    readers = [PortReader(group, table, clock) for group in by_port(rows).values()]
-    for reader in readers:
-        Port(reader, reader.members[0].slot.shelf.port, clock, stop).start()
-    server = LineServer(args.directory / SOCKET, lambda request, reply: answer(readers, request, reply), clock)
+    ports = [Port(reader, reader.members[0].slot.shelf.port, clock, stop) for reader in readers]
+    for port in ports:
+        port.start()
     due_ns = clock.monotonic_ns()
     while not stop.is_set():
         reading, writing = server.fds()
-        got = select.select([*reading, wake_r], writing, [], 0.5)
+        got = select.select(reading, writing, [], LOOK_S)
         server.serve({*got[0], *got[1]})
         if clock.monotonic_ns() >= due_ns:
             due_ns = clock.monotonic_ns() + int(ITEMS_S * 1e9)
             write_items(args.directory, readers)
     server.close()
-    return 0
+    return EXIT_FAILED if any(port.failed for port in ports) else EXIT_OK
 
 
 if __name__ == "__main__":

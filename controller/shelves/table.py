@@ -34,6 +34,7 @@ ROW = np.dtype(
     ]
 )
 TRIES = 8
+STALE_S = 10.0  # ten sweeps and more: whoever read it does no longer, whatever was said of the device
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Reading:
     errors: int
     writes: int
     values: dict[str, tuple[float, int]]
+
+    def answers(self, now_ns: int) -> bool:
+        """True where it answered and what the sweep reads of it is of now: a reader that has died says nothing."""
+        newest_ns = max((t_ns for _, t_ns in self.values.values()), default=0)
+        return self.online and now_ns - newest_ns <= STALE_S * 1e9
 
     def age_s(self, signal: str, now_ns: int) -> float:
         """Seconds since the device took the value; NaN where it never came."""

@@ -72,31 +72,38 @@ def overview(seen: Seen, now_ns: int) -> Iterator[str]:
         groups.setdefault(r.slot.shelf.name, []).append(r)
     for name, rows in groups.items():
         role = rows[0].slot.map.role
-        online = sum(r.online for r in rows)
+        online = sum(r.answers(now_ns) for r in rows)
         text = f"{name:<12} {role:<8} {online}/{len(rows)} answer"
         for signal, words in (("p_out_w", "out"), ("p_in_w", "in")):
             if any(signal in r.values for r in rows):
                 text += f"   {words} {total(rows, signal, role, now_ns)[0] / 1e3:.2f} kW"
-        text += "".join(_extra(rows, now_ns))
+        text += "".join(_extra([r for r in rows if r.answers(now_ns)]))
         sweep = seen.ports.get(rows[0].slot.shelf.port, {}).get("sweep_s")
-        ages = [a for r in rows if r.online for a in [_age_s(r, now_ns)] if math.isfinite(a)]
+        ages = [a for r in rows if r.answers(now_ns) for a in [_age_s(r, now_ns)] if math.isfinite(a)]
         text += f"   oldest {max(ages):.2f} s" if ages else ""
         yield text + (f"   sweep {sweep:.3f} s" if sweep else "")
-    silent = [r.slot.name for r in seen.readings if not r.online]
+    silent = [r.slot.name for r in seen.readings if not r.answers(now_ns)]
     if silent:
         yield f"no answer: {', '.join(silent)}"
     for r in seen.readings:
-        if bits := alarms(r):
+        if r.answers(now_ns) and (bits := alarms(r)):
             yield f"ALARM {r.slot.name}: {', '.join(bits)}"
 
 
-def _extra(rows: list[Reading], now_ns: int) -> Iterator[str]:
+def warnings(seen: Seen, now_ns: int) -> list[str]:
+    """A line where shelves are not read, or devices of them do not answer."""
+    if seen.problem:
+        return [f"{seen.problem}; the console's `log` says more"]
+    silent = [r.slot.name for r in seen.readings if not r.answers(now_ns)]
+    return [f"{len(silent)} of {len(seen.readings)} devices beside the tick do not answer: `ballast shelves` names them"] if silent else []
+
+
+def _extra(rows: list[Reading]) -> Iterator[str]:
     """What only some roles have."""
-    del now_ns
     for signal, words, factor, unit in (
         ("soc", "SoC", 100, "%"), ("flow_l_per_min", "flow", 1, "l/min"), ("temp_out_c", "outlet", 1, "degC"), ("pump", "pump", 100, "%"),
     ):  # fmt: skip
-        known = [r.values[signal][0] for r in rows if r.online and r.values.get(signal, (0, 0))[1]]
+        known = [r.values[signal][0] for r in rows if r.values.get(signal, (0, 0))[1]]
         if known:
             yield f"   {words} {factor * min(known):.1f} {unit}"
 
@@ -111,7 +118,7 @@ def alarms(r: Reading) -> tuple[str, ...]:
     """The names of its alarm bits."""
     item = next((i for name, i, _ in r.slot.map.signals if name == "alarm"), None)
     value, t_ns = r.values.get("alarm", (0.0, 0))
-    if item is None or not t_ns or not r.online or not math.isfinite(value) or item.kind != "flags":
+    if item is None or not t_ns or not math.isfinite(value) or item.kind != "flags":
         return ()
     known = dict(item.bits)
     return tuple(known.get(k, f"bit_{k}") for k in range(16 * item.words) if int(value) >> k & 1)
@@ -122,7 +129,7 @@ def device(seen: Seen, name: str, now_ns: int) -> Iterator[str]:
     r = next(r for r in seen.readings if r.slot.name == name)
     s = r.slot
     yield f"{name}   {s.map.name} ({s.map.role}) at {s.unit} on {s.shelf.port}, {s.shelf.baud} Bd 8{s.shelf.parity}{s.shelf.stop_bits}"
-    state = "answers" if r.online else "DOES NOT ANSWER"
+    state = "answers" if r.answers(now_ns) else "DOES NOT ANSWER"
     yield f"{state}   ok {r.ok}   timeouts {r.timeouts}   errors {r.errors}   writes {r.writes}"
     for signal, (value, t_ns) in r.values.items():
         unit = UNITS.get(signal.rpartition("_")[2], "") if "_" in signal else ""
@@ -141,7 +148,8 @@ def as_json(seen: Seen, now_ns: int) -> dict[str, Any]:
     for r in seen.readings:
         values = {k: {"value": v, "age_s": (now_ns - t_ns) / 1e9} for k, (v, t_ns) in r.values.items() if t_ns}
         rows[r.slot.name] = {
-            "role": r.slot.map.role, "online": r.online, "ok": r.ok, "timeouts": r.timeouts, "errors": r.errors, "writes": r.writes,
+            "role": r.slot.map.role, "online": r.answers(now_ns),
+            "ok": r.ok, "timeouts": r.timeouts, "errors": r.errors, "writes": r.writes,
             "values": values, "alarms": list(alarms(r)),
         }  # fmt: skip
     return {"devices": rows, "ports": seen.ports, "problem": seen.problem}
@@ -171,4 +179,4 @@ def write(instance: Instance, clock: Clock, who: str, name: str, text: str, pati
     return Written(bool(got["ok"]), said, refused)
 
 
-__all__ = ["Seen", "Written", "alarms", "as_json", "device", "look", "near", "overview", "write"]
+__all__ = ["Seen", "Written", "alarms", "as_json", "device", "look", "near", "overview", "warnings", "write"]

@@ -19,7 +19,7 @@ import pytest
 from tests.fuzz import checked
 
 ROOT = Path(__file__).parents[2]
-HAL = ("codec", "can", "canscan", "modbus", "mbap", "scan")
+HAL = ("codec", "can", "canscan", "modbus", "mbap", "scan", "fc23", "turnaround", "wire_faults")
 LEFT_OUT = ("test_checked.py", "test_twin.py")
 CORE = [f"tests/core/{p.name}" for p in sorted(Path(__file__).parent.glob("test_*.py")) if p.name not in LEFT_OUT]
 

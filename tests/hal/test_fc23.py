@@ -12,7 +12,7 @@ from hal.profile import load_profile, parse_profile
 from hal.sunspec import compile_device, scan
 from tests.hal import sunspec_image
 from tests.hal.test_scan import pcs_addr, reader
-from tests.hal.world import MS, Slave, World, frames
+from tests.hal.world import MS, Slave, World, crc, frames
 
 
 def one_bus() -> tuple[World, Slave, Slave]:
@@ -138,3 +138,39 @@ def test_a_profile_allows_it_with_a_key() -> None:
     assert parse_profile(plain).fc23 is False
     assert parse_profile(plain.replace('role = "pcs"', 'role = "pcs"\nfc23 = true', 1)).fc23 is True
 
+
+
+def test_silence_to_it_after_every_return_never_makes_the_device_lost() -> None:
+    world, _, pcs = unproven()
+    pcs.before = lambda frame, answer: (None if frame[1] == 23 else answer, 0)
+    world.bench.ask(gate=1)
+    for _ in range(15):  # plugs, resets: it is tried anew each time
+        world.bench.open(0, world.now)
+        world.run(400)
+        assert world.bench.device(2)["verified"] == 1
+    assert world.bench.device(2)["lost_count"] == 14, "by the plugs that were pulled, and by nothing else"
+    world.sent.clear()
+    world.run(100)
+    assert commands(world) == {16: 100, 23: 0}
+
+
+@pytest.mark.parametrize("says", ["exception 4", "nothing"])
+def test_a_device_that_takes_it_no_more_is_commanded_and_read_back_without_it(says: str) -> None:
+    world, _, pcs = one_bus()
+    world.run(100)
+    assert commands(world)[23] > 50, "proven"
+
+    def before(frame: bytes, answer: bytes) -> tuple[bytes | None, int]:
+        if frame[1] != 23:
+            return answer, 0
+        refused = bytes([3, 23 | 0x80, 4])
+        return (None if says == "nothing" else refused + crc(refused)), 0
+
+    pcs.before = before
+    world.run(100)
+    world.sent.clear()
+    count = world.bench.group("pcs")[2]
+    world.run(400)
+    assert commands(world) == {16: 400, 23: 0}
+    assert world.bench.group("pcs")[2] - count == 4 * 5, "read back in slots of its own"
+    assert world.bench.device(2)["lost_count"] == 0 and not world.bench.deaf

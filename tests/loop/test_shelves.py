@@ -105,6 +105,7 @@ def test_shelves_are_read_written_pulled_and_their_reader_killed(site: Site) -> 
 
     site.racks.ask({"kill": ["rack", 145]})
     until(lambda: not site.shelves()["devices"]["psu.145"]["online"], 10)
+    assert "1 of 5 devices beside the tick do not answer" in live.ballast("status").stdout
     assert site.shelves()["devices"]["psu.144"]["online"] and "no answer: psu.145" in live.ballast("shelves").stdout
     site.racks.ask({"revive": ["rack", 145]})
     until(lambda: site.shelves()["devices"]["psu.145"]["online"], 40)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.shelves.reader import OFFLINE_AFTER, RETRY_S, Member, PortReader, answer
+from controller.shelves.reader import OFFLINE_AFTER, RETRY_S, Member, Port, PortReader, answer
 from controller.shelves.table import ROW, Slot, Table, slots, total
 from controller.site import Shelf
 from hal.wire import NoAnswer
@@ -223,3 +223,29 @@ def test_names_and_places() -> None:
     rows: list[Slot] = slots([PSU, Shelf("cool", "/dev/y", "orv3_rpu", (12,), 19200, "E")])
     assert [(r.index, r.name) for r in rows] == [(0, "rack1.200"), (1, "rack1.201"), (2, "rack1.202"), (3, "cool.12")]
     assert Member(rows[3]).row["online"] == 0
+
+
+def test_a_reader_that_has_died_leaves_nobody_answering(reader: PortReader, fake: Fake) -> None:
+    reader.round(fake.ask)
+    got = reader.table.reading(0)
+    assert got.online and got.answers(fake.now_ns) and not got.answers(fake.now_ns + 11 * 10**9)
+
+
+def test_a_write_whose_asker_has_gone_is_not_done_later(reader: PortReader, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.shelves.reader.ANSWER_S", 0.01)
+    got: list[dict[str, Any]] = []
+    answer([reader], {"do": "write", "device": "rack1.200", "item": "led", "value": 33}, got.append)
+    assert not got[0]["ok"] and "is not done" in got[0]["error"]
+    for _ in range(5):
+        reader.round(fake.ask)
+    assert all(fc == 3 for _, fc, _ in fake.asked)
+
+
+def test_a_port_whose_thread_fails_ends_the_process(reader: PortReader, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    port = Port(reader, "/dev/x", fake, stop)
+    monkeypatch.setattr(port, "_open", lambda: 1 / 0)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    port.start()
+    port.thread.join(5)
+    assert port.failed and stop.is_set()
