@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hal import tcp
 
 VIRTUAL = "virtual"
@@ -32,3 +34,11 @@ def foreign(port: str) -> tuple[str, ...]:
     """Keys of [[bus]] that mean nothing on this kind of bus."""
     known = KEYS[kind(port)]
     return tuple(dict.fromkeys(name for names in KEYS.values() for name in names if name not in known))
+
+
+def real(port: str) -> str:
+    """A name by which two ways of writing one port are the same: two links to one adapter are one port. Raises ValueError ("why;
+    remedy") for a TCP name that is none."""
+    if tcp.is_tcp(port):
+        return "tcp://{}:{}".format(*tcp.parse(port))
+    return port if port.startswith("can:") else str(Path(port.removeprefix("slcan:")).resolve())

@@ -7,14 +7,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from controller.ports import real as real_port
 from controller.problems import Problem
 from controller.settings import MODEL_QUEUE_TICKS, RENEW_S, ROLES, TICK_S
 from controller.site import Bus, Site, valid_name
 from controller.walk import near
-from hal import tcp
 
 _SHEDS = ("none", "hardwired", "cluster_cap")
 _PARITIES = ("E", "O", "N")
@@ -165,13 +164,8 @@ def _foreign_keys(site: Site, bus: Bus, raw: Mapping[str, Any], problems: list[P
 
 
 def _real_port(site: Site, bus: Bus, problems: list[Problem]) -> str:
-    """A name by which two ways of writing one port are the same."""
-    if bus.port.startswith("can:"):
-        return bus.port
-    if not bus.tcp:
-        return str(Path(bus.port.removeprefix("slcan:")).resolve())  # two links to one adapter are one port
     try:
-        return "tcp://{}:{}".format(*tcp.parse(bus.port))
+        return real_port(bus.port)
     except ValueError as e:
         why, _, remedy = str(e).partition("; ")
         problems.append(Problem(site.file, f"bus.{bus.name}.port", bus.port, why, remedy))

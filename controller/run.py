@@ -47,6 +47,8 @@ POLL_S = 0.2
 TRUTH_NAME = "truth.npz"
 ENGINE_NAME = "engine.json"  # histograms of the control thread
 FIRST_TICK_S = 30.0
+SHELVES_AGAIN_S = 30.0  # what nobody waits for need not fill the log either
+SHELF_NAMES = ("shelves", "shelves.json")  # controller.shelves.table, which brings numpy
 RESTART_YOUNG_S = 5.0  # a child is not started again on request before: asking again and again must not keep it from working
 CONTROL_YOUNG_S = 2.0  # one that dies younger has not come to GRID: no use in hurrying
 
@@ -74,7 +76,8 @@ class Parent:
         self.lock_fd = instance.lock(self.directory, site.name)
         keep_messages(self.directory, clock)
         self.before = instance.read(self.directory)
-        (self.directory / MAPS_NAME).unlink(missing_ok=True)
+        for name in (MAPS_NAME, *SHELF_NAMES):  # of an earlier run
+            (self.directory / name).unlink(missing_ok=True)
         self.image = core.ProcessImage.create()
         self.stopping = 0
         self.stop_ns = 0
@@ -129,12 +132,13 @@ class Parent:
         self.supervisor = Child("supervisor", ["controller.supervise", *self._common_argv(), *burn], self.clock, fds, self.log)
         shelves = ["controller.shelves.reader", "--directory", str(self.directory), "--parent", str(os.getpid())]
         self.shelves = Child("shelves", shelves, self.clock, (), self.log)
+        self.shelves.backoff.most_s = SHELVES_AGAIN_S
         self.instance.write()
         self.supervisor.start()
-        if self.site.shelves:
-            self.shelves.start()
         self._wait_for_lease()
         self.control.start()
+        if self.site.shelves:
+            self.shelves.start()
         self._tell()
         self._open_desk()
         return True
@@ -446,6 +450,9 @@ class Parent:
             if self.supervisor.wait(LEAVE_S) is None:
                 self.supervisor.send(signal.SIGKILL)
                 self.supervisor.wait(1)
+            if self.shelves.wait(1) is None:
+                self.shelves.send(signal.SIGKILL)
+                self.shelves.wait(1)
         if self.plant is not None:
             self.plant.child.send(signal.SIGTERM)
             if self.plant.child.wait(4 * LEAVE_S) is None:  # it writes its truth

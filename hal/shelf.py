@@ -174,6 +174,8 @@ def parse_shelf(text: str, file: str = "<profile>") -> ShelfMap:
     fast, slow = _blocks(items, sweep[0], sweep[1])
     if items and not fast.items:
         r.fault("sweep", sweep, "has no whole item in it", "registers of [map].items")
+    if signals and not any(item in fast.items for _, item, _ in signals):
+        r.fault("sweep", sweep, "holds none of the signals: nobody could tell whether the device answers", "registers of one of [signals]")
     if problems:
         raise ProfileError(problems)
     flat = tuple(u for first, last in units for u in range(first, last + 1))

@@ -5,8 +5,8 @@ Own time: from the instant the frame can be read to the end of the write() of th
 slcan, checksum, decoding into Inputs, encoding from Outputs, slcan, write. The engine's callbacks are called from Python here, which adds
 some microseconds to every figure. In control the command leaves with the kernel's step, once a tick.
 
-Transmit: the engine itself sends a frame in every tick; what is taken is how long after its tick the kernel has it. In the same minutes
-python-can's periodic sender does the same in a process of its own, at the same priority, and cyclictest wakes as often. Both lines are
+Transmit: the engine itself sends a frame in every tick; what is taken is how long after its tick the kernel has it, while cyclictest wakes
+as often. Right after, python-can's periodic sender does the same in a process of its own, at the same priority. Both lines are
 loopback sockets: a PTY hands bytes over in a kernel worker of normal priority, whose delays are nobody's here. When a frame of python-can
 was due is not known from outside: its earliest one counts as punctual.
 
@@ -27,7 +27,7 @@ import tempfile
 import threading
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +150,19 @@ def _arrivals(adapter: socket.socket, seconds: float) -> list[int]:
     return arrived[1:]  # the first may have come before stamps were asked for
 
 
+def after_ticks(arrived: Sequence[int], missed: int) -> list[int]:
+    """How long after its tick each frame left, ns: ticks lie on multiples of TICK_NS, one frame follows the other in the next of them,
+    and only a tick that the engine itself missed may be left out. A frame that leaves in the tick after its own counts as that late."""
+    out: list[int] = []
+    tick, left = (arrived[0] // TICK_NS if arrived else 0), missed
+    for t in arrived:
+        while left > 0 and t - tick * TICK_NS >= TICK_NS:
+            tick, left = tick + 1, left - 1
+        out.append(t - tick * TICK_NS)
+        tick += 1
+    return out
+
+
 def transmit(seconds: float, priority: int) -> tuple[list[int], int]:
     """How long after its tick each frame of the engine's had left (ns), and how many ticks were missed."""
     image = im.ProcessImage.create()
@@ -170,7 +183,8 @@ def transmit(seconds: float, priority: int) -> tuple[list[int], int]:
         arrived = _arrivals(adapter, seconds)
         image.request_stop(3)
         thread.join(5.0)
-    return [t % TICK_NS for t in arrived], image.engine_stats()["missed_ticks"]
+    missed = int(image.engine_stats()["missed_ticks"])
+    return after_ticks(arrived, missed), missed
 
 
 def python_can(seconds: float, priority: int) -> list[int]:
@@ -193,7 +207,7 @@ def python_can(seconds: float, priority: int) -> list[int]:
 
 
 def transmit_rows(seconds: float, priority: int) -> list[Row]:
-    """Both senders, each with cyclictest beside it."""
+    """Ours with cyclictest beside it; python-can's sender right after, by itself."""
     name = "can: frame every 10 ms, after its tick"
     if shutil.which("cyclictest") is None:
         return [Row(name, None, "cyclictest beside it", None, "cyclictest is not installed (apt-get install rt-tests)")]

@@ -20,7 +20,6 @@ from controller.walk import near
 
 TRY_S = 60.0
 MAX_LOADED, MOST_WRONG = 200, 10
-SHELF_WRITE_S = 6.0  # it waits for its turn, and is read back
 
 
 def ask(ctx: Context, request: dict[str, Any]) -> dict[str, Any]:
@@ -335,7 +334,7 @@ def shelves_write(ctx: Context, words: list[str]) -> Iterable[str]:
     names = [f"{shelf.name}.{unit}" for shelf in site.shelves for unit in shelf.units]
     if words[0] not in names:
         raise Refused(f"{words[0]} is no device beside the tick; {near(words[0], names) or '`shelves` names them'}")
-    got = shelves.write(instance, ctx.clock, ctx.author, words[0], words[1], SHELF_WRITE_S)
+    got = shelves.write(instance, ctx.clock, ctx.author, words[0], words[1])
     if not got.ok:
         raise Refused(got.text)
     return [got.text]

@@ -11,8 +11,6 @@ from typing import Any
 
 from controller.process import EXIT_FAILED, EXIT_INPUT, EXIT_OK
 
-READ_S = 6.0  # a write waits for its turn, and is read back
-
 
 def add_parser(commands: Any) -> None:
     """The command and its options."""
@@ -28,6 +26,7 @@ def main(args: argparse.Namespace) -> int:
     from controller.build import site_from
     from controller.clock import RealClock
     from controller.instance import find
+    from controller.operate import author
     from controller.problems import Problem, SiteError
     from controller.shelves import view
 
@@ -39,6 +38,9 @@ def main(args: argparse.Namespace) -> int:
         print(f"site {site.name} has no [[shelf]]")
         return EXIT_OK
     seen = view.look(directory, site)
+    if seen.problem:
+        print(f"ballast: {seen.problem}; `ballast status` says what runs", file=sys.stderr)
+        return EXIT_FAILED
     if args.device is None:
         if args.write is not None:
             raise SiteError([Problem("", "--write", args.write, "to which device?", "ballast shelves DEVICE --write ITEM=VALUE")])
@@ -49,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     if args.write is None:
         _print(args.json, lambda: seen.items.get(args.device, {}), view.device(seen, args.device, clock.monotonic_ns()))
         return EXIT_OK
-    got = view.write(running, clock, _user(), args.device, args.write, READ_S)
+    got = view.write(running, clock, author(), args.device, args.write)
     print(got.text, file=sys.stdout if got.ok else sys.stderr)
     return EXIT_OK if got.ok else EXIT_INPUT if got.refused else EXIT_FAILED
 
@@ -57,8 +59,3 @@ def main(args: argparse.Namespace) -> int:
 def _print(as_json: bool, data: Any, lines: Iterable[str]) -> None:
     print(json.dumps(data(), indent=2) if as_json else "\n".join(lines))
 
-
-def _user() -> str:
-    from controller.operate import author
-
-    return author()

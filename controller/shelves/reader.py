@@ -26,24 +26,23 @@ import numpy as np
 from controller import disk
 from controller.build import site_from
 from controller.clock import Clock, RealClock
-from controller.lines import LineServer, refusal
+from controller.lines import LineServer, Reply, refusal
+from controller.ports import real
 from controller.process import EXIT_FAILED, EXIT_OK, die_with_parent, keep_messages, say
-from controller.shelves.table import ROW, Slot, Table, slots
+from controller.shelves.table import ITEMS, ROW, SOCKET, Slot, Table, slots
 from hal import adapter, wire
 from hal.profile import ProfileError
 from hal.shelf import Block, Value
 from hal.wiretime import Line, WireTime, answer_chars, request_chars
 
-SOCKET = "shelves.socket"
-ITEMS = "shelves.json"  # every item of every device, in words
 SLOW_S = 1.0  # one other block at most so often on a port
 ITEMS_S = 5.0  # and what was read is written out so often
 RETRY_S = 30.0  # an absent device is asked at least so often
 OFFLINE_AFTER = 3  # answers lost in a row
 REOPEN_S = 2.0
 NICE = 5  # beside the supervisor (0) and the forecast: late is no harm, in the way is
-ANSWER_S = 3.0  # a write waits so long for its turn
-LOOK_S = 0.2
+TURN_S = 2.0  # a write waits so long for its turn; the socket gives it 4 s in all
+LOOK_S = 0.1
 
 Ask = Callable[..., list[int]]  # (unit, fc, address, count, values=(), waddr=-1) -> registers; raises wire.NoAnswer
 
@@ -57,20 +56,22 @@ class Member:
     misses: int = 0
     next_ns: int = 0  # asked again from then on
     turn: int = 0  # of its slow blocks
-    items: dict[str, Value] = field(default_factory=dict)
-    items_ns: dict[str, int] = field(default_factory=dict)
+    items: dict[str, tuple[Value, int]] = field(default_factory=dict)  # (value, when the device took it)
 
 
 @dataclass
 class Request:
-    """A write under way: `done` is set once `answer` stands."""
+    """A write under way. `begun`: taken by whoever decides, the port that does it, or the server that says it will not be done."""
 
     member: Member
     name: str
     value: int
-    answer: dict[str, Any] = field(default_factory=dict)
-    done: threading.Event = field(default_factory=threading.Event)
-    begun: threading.Lock = field(default_factory=threading.Lock)  # held by whoever decides: the port does it, or nobody ever will
+    begun: threading.Lock = field(default_factory=threading.Lock)
+    answer: dict[str, Any] | None = None
+
+    def take(self) -> bool:
+        """True for the first who asks."""
+        return self.begun.acquire(blocking=False)
 
 
 class PortReader:
@@ -120,8 +121,10 @@ class PortReader:
             member.misses = max(member.misses, OFFLINE_AFTER)
             member.row["online"] = 0
             self.table.put(member.slot.index, member.row)
-        while not self.requests.empty():
-            self._answer(self.requests.get(), refusal("the port is gone", "plug it in again"))
+        with contextlib.suppress(queue.Empty):
+            while request := self.requests.get_nowait():
+                if request.take():
+                    request.answer = _refused("the port is gone", "plug it in again", request)
 
     def _read(self, ask: Ask, member: Member, block: Block) -> bool:
         try:
@@ -135,7 +138,7 @@ class PortReader:
         member.row["online"] = 1
         member.row["ok"] += 1
         for item in block.items:
-            member.items[item.name], member.items_ns[item.name] = item.decode(block.part(item, words)), taken_ns
+            member.items[item.name] = item.decode(block.part(item, words)), taken_ns
         for k, (_, item, factor) in enumerate(member.slot.map.signals):
             if item in block.items:
                 member.row["value"][k] = factor * item.number(block.part(item, words))
@@ -164,8 +167,7 @@ class PortReader:
             if member.misses == 0 and member.row["online"] and member.slot.map.slow:
                 block = member.slot.map.slow[member.turn % len(member.slot.map.slow)]
                 member.turn += 1
-                with contextlib.suppress(wire.NoAnswer):
-                    self._slow_block(ask, member, block)
+                self._slow_block(ask, member, block)
                 return
 
     def _slow_block(self, ask: Ask, member: Member, block: Block) -> None:
@@ -180,37 +182,40 @@ class PortReader:
     def _serve(self, ask: Ask) -> None:
         with contextlib.suppress(queue.Empty):
             request = self.requests.get_nowait()
-            if not request.begun.acquire(blocking=False):
-                return  # whoever asked has gone: nothing is written behind their back
+            if not request.take():
+                return
             try:
-                self._answer(request, self._write(ask, request))
-            except wire.NoAnswer as e:
-                why = "the device refused it" if e.exception else "there was no answer: whether it was done is not known"
-                self._answer(request, refusal(f"{why} ({e})", "read the item and look", request.name, request.value))
+                request.answer = self._write(ask, request)
             except OSError:
-                self._answer(request, refusal("the port is gone", "plug it in again"))
+                why = "the port is gone: whether it was done is not known"
+                request.answer = _refused(why, "look at the device", request) | {"sent": True}
                 raise
 
-    @staticmethod
-    def _answer(request: Request, answer: dict[str, Any]) -> None:
-        request.answer = answer
-        request.done.set()
-
     def _write(self, ask: Ask, request: Request) -> dict[str, Any]:
-        """Writes, reads back, compares."""
-        what = request.member.slot.map.writable(request.name)
+        """Writes, reads back, compares. `sent`: the device may have acted."""
+        what, unit = request.member.slot.map.writable(request.name), request.member.slot.unit
         assert what is not None, "the server has looked"
-        unit = request.member.slot.unit
-        before = ask(unit, 3, what.addr, 1)[0]
-        ask(unit, 6, what.addr, 0, (what.raw(request.value, before),))
-        after = ask(unit, 3, what.addr, 1)[0]
+        try:
+            before = ask(unit, 3, what.addr, 1)[0]
+        except wire.NoAnswer as e:
+            return _refused(f"it cannot be read, and was not written ({e})", "ask again once it answers", request)
         request.member.row["writes"] += 1
         self.table.put(request.member.slot.index, request.member.row)
-        found = {"ok": what.shown(after) == request.value, "before": what.shown(before), "after": what.shown(after)}
+        try:
+            ask(unit, 6, what.addr, 0, (what.raw(request.value, before),))
+            after = ask(unit, 3, what.addr, 1)[0]
+        except wire.NoAnswer as e:
+            why = "the device refused it" if e.exception else "there was no answer: whether it was done is not known"
+            return _refused(f"{why} ({e})", "read the item and look", request) | {"sent": not e.exception}
+        found = {"ok": what.shown(after) == request.value, "sent": True, "before": what.shown(before), "after": what.shown(after)}
         if not found["ok"]:
             why = f"was written, and reads {found['after']}: the device may have acted on it and cleared it, or not taken it"
-            return found | refusal(why, "look at the device", request.name, request.value)
+            return _refused(why, "look at the device", request) | found
         return found
+
+
+def _refused(why: str, remedy: str, request: Request) -> dict[str, Any]:
+    return refusal(why, remedy, request.name, request.value) | {"sent": False}
 
 
 class Port:
@@ -218,46 +223,36 @@ class Port:
 
     def __init__(self, reader: PortReader, path: str, clock: Clock, stop: threading.Event) -> None:
         self.reader, self.path, self.clock, self.stop = reader, path, clock, stop
-        self.thread = threading.Thread(target=self._live, name=f"shelf {path}", daemon=True)
-        self.failed = False
+        self.thread = threading.Thread(target=self._run, name=f"shelf {path}", daemon=True)
         self._said = ""
+        self._noted = False
 
     def start(self) -> None:
         """Begins."""
         self.thread.start()
 
-    def _live(self) -> None:
-        try:
-            self._run()
-        except BaseException:
-            self.failed = True  # the process ends, and is started anew: a port that nobody reads must not look alive
-            self.stop.set()
-            raise
-
     def _run(self) -> None:
+        """Until `stop`. Whatever goes wrong on this port is said, its devices do not answer meanwhile, and it is opened again."""
         while not self.stop.is_set():
+            fd = -1
             try:
                 fd = self._open()
-            except (wire.PortError, OSError) as e:
-                self._tell(f"{e}; trying again")
-                self.reader.lost()
-                self.stop.wait(REOPEN_S)
-                continue
-            self._tell("")
-            try:
                 self._go_round(fd)
-            except OSError as e:
-                self._tell(f"{self.path}: {e.strerror or e}")
+            except Exception as e:  # a half-dead adapter raises what it likes: the other ports go on
+                what = str(e) if isinstance(e, OSError) else f"{type(e).__name__}: {e}"
+                self._tell(f"{self.path}: {what}; it is opened again and again, `ballast shelves` shows who answers")
                 self.reader.lost()
                 self.stop.wait(REOPEN_S)
             finally:
-                with contextlib.suppress(OSError):
-                    wire.close_port(fd)
+                if fd >= 0:
+                    with contextlib.suppress(OSError):
+                        wire.close_port(fd)
 
     def _open(self) -> int:
         shelf = self.reader.members[0].slot.shelf
         fd = wire.open_port(self.path, shelf.baud, shelf.parity, shelf.stop_bits)
-        adapter.tune(self.path, fd)
+        if note := adapter.tune(self.path, fd):
+            self._note(note)
         return fd
 
     def _go_round(self, fd: int) -> None:
@@ -267,8 +262,15 @@ class Port:
         line = wire.BlockingLine(fd, reader.line.baud, reader.line.bits, timeout_s=0.05 + most_ms / 1e3)
         while not self.stop.is_set():
             reader.round(line.transact)
+            self._tell("")
             if (idle_s := reader.idle_s()) > 0:
                 self.stop.wait(min(idle_s, 0.2))
+
+    def _note(self, text: str) -> None:
+        """Once: every opening would say it again."""
+        if not self._noted:
+            self._noted = True
+            say("shelves", f"{self.path}: {text}")
 
     def _tell(self, text: str) -> None:
         """Each state of the port once."""
@@ -281,42 +283,56 @@ def by_port(rows: Sequence[Slot]) -> dict[str, list[Slot]]:
     """The devices of each port."""
     out: dict[str, list[Slot]] = {}
     for slot in rows:
-        out.setdefault(slot.shelf.port, []).append(slot)
+        out.setdefault(real(slot.shelf.port), []).append(slot)
     return out
 
 
-def answer(readers: Sequence[PortReader], request: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> None:
-    """One request of the socket: {"do": "write", "device", "item", "value"}."""
-    members = {m.slot.name: (reader, m) for reader in readers for m in reader.members}
-    name, item, value = (request.get(key) for key in ("device", "item", "value"))
-    found = members.get(str(name))
-    if request.get("do") != "write" or found is None or not isinstance(value, int) or isinstance(value, bool):
-        why = "is no device beside the tick" if found is None else "is no write of a whole number"
-        return reply(refusal(why, f"one of {', '.join(members)}"[:200], "device", name))
-    reader, member = found
-    what = member.slot.map.writable(str(item))
-    if what is None:
-        names = ", ".join(w.name for w in member.slot.map.writes) or "nothing"
-        return reply(refusal(f"is nothing that profile {member.slot.map.name} lets be written", f"it has {names}", "item", item))
-    if what.name not in member.slot.shelf.allow:
-        remedy = f'allow = ["{what.name}"] in [[shelf]] {member.slot.shelf.name} of the site file'
-        return reply(refusal("is not allowed by the site", remedy, "item", item))
-    if why := what.refused(value):
-        return reply(refusal("is outside what the profile allows", why, "value", value))
-    waiting = Request(member, what.name, value)
-    reader.requests.put(waiting)
-    if not waiting.done.wait(ANSWER_S) and waiting.begun.acquire(blocking=False):
-        return reply(refusal("did not come to its turn in time, and is not done", "ask again once the shelf answers", "item", item))
-    if not waiting.done.wait(ANSWER_S):
-        return reply(refusal("was begun and has no answer yet: it may still be done", "look at the device", "item", item))
-    return reply(waiting.answer)
+class Writes:
+    """The requests of the socket: {"do": "write", "device", "item", "value"}. Nothing waits in here: a port answers when it is done."""
+
+    def __init__(self, readers: Sequence[PortReader], clock: Clock) -> None:
+        self.members = {m.slot.name: (reader, m) for reader in readers for m in reader.members}
+        self.clock = clock
+        self.waiting: list[tuple[Request, Reply, int]] = []
+
+    def ask(self, request: dict[str, Any], reply: Reply) -> None:
+        """One request: refused at once, or handed to its port."""
+        name, item, value = (request.get(key) for key in ("device", "item", "value"))
+        no = {"sent": False}
+        found = self.members.get(str(name))
+        if found is None:
+            return reply(refusal("is no device beside the tick", f"one of {', '.join(self.members)}"[:200], "device", name) | no)
+        if request.get("do") != "write" or not isinstance(value, int) or isinstance(value, bool):
+            return reply(refusal("is no write of a whole number", 'send {"do": "write", "device", "item", "value"}', "value", value) | no)
+        reader, member = found
+        what = member.slot.map.writable(str(item))
+        if what is None:
+            names = ", ".join(w.name for w in member.slot.map.writes) or "nothing"
+            return reply(refusal(f"is nothing that profile {member.slot.map.name} lets be written", f"it has {names}", "item", item) | no)
+        if what.name not in member.slot.shelf.allow:
+            remedy = f'allow = ["{what.name}"] in [[shelf]] {member.slot.shelf.name} of the site file'
+            return reply(refusal("is not allowed by the site", remedy, "item", item) | no)
+        if why := what.refused(value):
+            return reply(refusal("is outside what the profile allows", why, "value", value) | no)
+        made = Request(member, what.name, value)
+        self.waiting.append((made, reply, self.clock.monotonic_ns() + int(TURN_S * 1e9)))
+        reader.requests.put(made)
+
+    def look(self) -> None:
+        """Answers what is done, and what will not be: whoever has waited in vain must not find it done later."""
+        now_ns = self.clock.monotonic_ns()
+        for row in list(self.waiting):
+            request, reply, until_ns = row
+            if now_ns >= until_ns and request.take():
+                request.answer = _refused("did not come to its turn in time, and is not done", "ask again once the shelf answers", request)
+            if request.answer is not None:
+                self.waiting.remove(row)
+                reply(request.answer)
 
 
 def write_items(directory: Path, readers: Sequence[PortReader]) -> None:
     """Every item read so far, for people: device -> {item: [value, CLOCK_MONOTONIC ns]}, and port -> its sweeps."""
-    devices = {
-        m.slot.name: {name: [value, m.items_ns[name]] for name, value in list(m.items.items())} for r in readers for m in r.members
-    }
+    devices = {m.slot.name: dict(m.items) for r in readers for m in r.members}
     ports = {}
     for r in readers:
         last_s = [r.last_s.popleft() for _ in range(len(r.last_s))]
@@ -340,7 +356,8 @@ def main(argv: list[str] | None = None) -> int:
         rows = slots(site_from(args.directory / "site.json").shelves)
         table = Table(args.directory, rows, write=True)
         readers = [PortReader(group, table, clock) for group in by_port(rows).values()]
-        server = LineServer(args.directory / SOCKET, lambda request, reply: answer(readers, request, reply), clock)
+        writes = Writes(readers, clock)
+        server = LineServer(args.directory / SOCKET, writes.ask, clock)
     except (ProfileError, OSError, ValueError, KeyError) as e:
         say("shelves", f"the shelves cannot be read: {e}; mend that, the next try comes by itself")
         return EXIT_FAILED
@@ -355,11 +372,12 @@ def main(argv: list[str] | None = None) -> int:
         reading, writing = server.fds()
         got = select.select(reading, writing, [], LOOK_S)
         server.serve({*got[0], *got[1]})
+        writes.look()
         if clock.monotonic_ns() >= due_ns:
             due_ns = clock.monotonic_ns() + int(ITEMS_S * 1e9)
             write_items(args.directory, readers)
     server.close()
-    return EXIT_FAILED if any(port.failed for port in ports) else EXIT_OK
+    return EXIT_OK
 
 
 if __name__ == "__main__":

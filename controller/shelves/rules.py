@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from controller.ports import real
 from controller.problems import Problem
 from controller.site import Shelf, Site, valid_name
 from hal.profile import ProfileError
@@ -58,7 +59,7 @@ def _one(shelf: Shelf, made: ShelfMap, where: str, site: Site, problems: list[Pr
     known = [w.name for w in made.writes]
     if unknown := [name for name in shelf.allow if name not in known]:
         fault("allow", unknown, f"are no writes of profile {made.name}", f"it has {', '.join(known) or 'none'}")
-    taken = next((b.name for b in site.buses if shelf.port in (b.port, b.port.removeprefix("slcan:"))), None)
+    taken = next((b.name for b in site.buses if not b.virtual and not b.tcp and real(b.port) == real(shelf.port)), None)
     if taken is not None:
         fault("port", shelf.port, f"is bus {taken}'s: a shelf in the tick would make it late", "a port of its own")
 
@@ -69,7 +70,7 @@ def _pair(shelf: Shelf, other: Shelf, where: str, site: Site, problems: list[Pro
 
     if shelf.name == other.name:
         fault("name", shelf.name, "stands twice", "another name")
-    if shelf.port != other.port:
+    if real(shelf.port) != real(other.port):
         return
     line, before = (shelf.baud, shelf.parity, shelf.stop_bits), (other.baud, other.parity, other.stop_bits)
     if line != before:

@@ -20,6 +20,8 @@ from controller.site import Shelf
 from hal.shelf import SIGNALS, ShelfMap, load_shelf
 
 NAME = "shelves"  # in the runtime directory
+ITEMS = "shelves.json"  # every item of every device, for people
+SOCKET = "shelves.socket"  # writes are asked for there
 VALUES = max(map(len, SIGNALS.values()))
 ROW = np.dtype(
     [
@@ -63,7 +65,7 @@ class Reading:
     def answers(self, now_ns: int) -> bool:
         """True where it answered and what the sweep reads of it is of now: a reader that has died says nothing."""
         newest_ns = max((t_ns for _, t_ns in self.values.values()), default=0)
-        return self.online and now_ns - newest_ns <= STALE_S * 1e9
+        return self.online and abs(now_ns - newest_ns) <= STALE_S * 1e9  # far ahead: a clock of before a reboot
 
     def age_s(self, signal: str, now_ns: int) -> float:
         """Seconds since the device took the value; NaN where it never came."""
@@ -88,6 +90,8 @@ class Table:
 
     def __init__(self, directory: Path, rows: Sequence[Slot], write: bool = False) -> None:
         self.slots = list(rows)
+        # A row is read as what it was written as: that of another device, or by another profile, has another CRC.
+        self._seeds = [zlib.crc32(f"{slot.name} {slot.map}".encode()) for slot in self.slots]
         size = max(1, len(self.slots)) * ROW.itemsize
         fd = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC if write else os.O_RDONLY | os.O_CLOEXEC, 0o600)
         try:
@@ -105,14 +109,14 @@ class Table:
         body = row.tobytes()[4:]
         self._map[at : at + 4] = b"\0\0\0\0"
         self._map[at + 4 : at + ROW.itemsize] = body
-        self._map[at : at + 4] = (zlib.crc32(body, index + 1) or 1).to_bytes(4, "little")
+        self._map[at : at + 4] = (zlib.crc32(body, self._seeds[index]) or 1).to_bytes(4, "little")
 
     def row(self, index: int) -> np.ndarray | None:
         """The row as it was written last; None where none was, or none comes whole."""
         at = index * ROW.itemsize
         for _ in range(TRIES):
             data = bytes(self._map[at : at + ROW.itemsize])
-            if int.from_bytes(data[:4], "little") == (zlib.crc32(data[4:], index + 1) or 1):
+            if int.from_bytes(data[:4], "little") == (zlib.crc32(data[4:], self._seeds[index]) or 1):
                 return np.frombuffer(data, ROW)[0]
         return None
 
@@ -138,4 +142,4 @@ def total(readings: Sequence[Reading], signal: str, role: str, now_ns: int, fres
     return math.fsum(fresh), len(fresh), len(rows)
 
 
-__all__ = ["NAME", "ROW", "VALUES", "Reading", "Slot", "Table", "slots", "total"]
+__all__ = ["ITEMS", "NAME", "ROW", "SOCKET", "VALUES", "Reading", "Slot", "Table", "slots", "total"]

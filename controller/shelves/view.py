@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -10,16 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from controller import lines, operate
+from controller import lines, operate, signals
 from controller.clock import Clock
 from controller.instance import Instance
-from controller.shelves.reader import ITEMS, SOCKET
-from controller.shelves.table import Reading, Table, slots, total
+from controller.shelves.table import ITEMS, SOCKET, Reading, Table, slots, total
 from controller.site import Site
 from controller.walk import near as nearest
-from hal.profile import ProfileError
 
-UNITS = {"w": "W", "v": "V", "a": "A", "hz": "Hz", "c": "degC", "min": "l/min"}  # by the last part of a signal's name
+UNITS = signals.UNITS | {"min": "l/min"}  # by the last part of a signal's name
+PATIENCE_S = 6.0  # longer than the shelves' process takes for any answer
 
 
 @dataclass
@@ -50,17 +48,19 @@ def look(directory: Path, site: Site) -> Seen:
     seen = Seen()
     try:
         seen.readings = Table(directory, slots(site.shelves)).readings()
-    except (OSError, ProfileError) as e:
+    except Exception as e:  # whatever lies there: who looks goes on
         seen.problem = f"the shelves are not read: {e}"
-    with contextlib.suppress(OSError, ValueError):
+    try:
         got = json.loads((directory / ITEMS).read_text())
-        seen.items, seen.ports = got["devices"], got["ports"]
+        seen.items, seen.ports = dict(got["devices"]), dict(got["ports"])
+    except Exception:  # not written yet, or by another one
+        seen.items, seen.ports = {}, {}
     return seen
 
 
 def near(name: str, seen: Seen) -> str:
     """A remedy for a device's name that is none."""
-    return nearest(name, seen.names) or f"they are {', '.join(seen.names)}"[:200] or seen.problem
+    return seen.problem or nearest(name, seen.names) or f"they are {', '.join(seen.names)}"[:200]
 
 
 def overview(seen: Seen, now_ns: int) -> Iterator[str]:
@@ -78,7 +78,7 @@ def overview(seen: Seen, now_ns: int) -> Iterator[str]:
             if any(signal in r.values for r in rows):
                 text += f"   {words} {total(rows, signal, role, now_ns)[0] / 1e3:.2f} kW"
         text += "".join(_extra([r for r in rows if r.answers(now_ns)]))
-        sweep = seen.ports.get(rows[0].slot.shelf.port, {}).get("sweep_s")
+        sweep = online == len(rows) and seen.ports.get(rows[0].slot.shelf.port, {}).get("sweep_s")
         ages = [a for r in rows if r.answers(now_ns) for a in [_age_s(r, now_ns)] if math.isfinite(a)]
         text += f"   oldest {max(ages):.2f} s" if ages else ""
         yield text + (f"   sweep {sweep:.3f} s" if sweep else "")
@@ -87,7 +87,7 @@ def overview(seen: Seen, now_ns: int) -> Iterator[str]:
         yield f"no answer: {', '.join(silent)}"
     for r in seen.readings:
         if r.answers(now_ns) and (bits := alarms(r)):
-            yield f"ALARM {r.slot.name}: {', '.join(bits)}"
+            yield f"ALARM {r.slot.name}: {', '.join(bits)} (read {r.age_s('alarm', now_ns):.0f} s ago)"
 
 
 def warnings(seen: Seen, now_ns: int) -> list[str]:
@@ -120,8 +120,8 @@ def alarms(r: Reading) -> tuple[str, ...]:
     value, t_ns = r.values.get("alarm", (0.0, 0))
     if item is None or not t_ns or not math.isfinite(value) or item.kind != "flags":
         return ()
-    known = dict(item.bits)
-    return tuple(known.get(k, f"bit_{k}") for k in range(16 * item.words) if int(value) >> k & 1)
+    got = item.decode([int(value) >> 16 * k & 0xFFFF for k in reversed(range(item.words))])
+    return got if isinstance(got, tuple) else ()
 
 
 def device(seen: Seen, name: str, now_ns: int) -> Iterator[str]:
@@ -155,8 +155,8 @@ def as_json(seen: Seen, now_ns: int) -> dict[str, Any]:
     return {"devices": rows, "ports": seen.ports, "problem": seen.problem}
 
 
-def write(instance: Instance, clock: Clock, who: str, name: str, text: str, patience_s: float) -> Written:
-    """Asks the shelves' process for one write; whatever comes of it stands in the audit trail."""
+def write(instance: Instance, clock: Clock, who: str, name: str, text: str) -> Written:
+    """Asks the shelves' process for one write. That it is asked stands in the audit trail before, what became of it after."""
     item, sign, value = text.partition("=")
     try:
         number = int(value, 0)
@@ -164,19 +164,18 @@ def write(instance: Instance, clock: Clock, who: str, name: str, text: str, pati
         return Written(False, f"{text!r} is not ITEM=VALUE with a whole number", refused=True)
     if not sign or not item.strip():
         return Written(False, f"{text!r} is not ITEM=VALUE", refused=True)
+    asked = f"{name} {item} = {number}"
+    operate.audit(instance, clock, who, "shelves write", None, None, f"{asked}: asked")
     try:
         request = {"do": "write", "device": name, "item": item.strip(), "value": number}
-        got = lines.ask(Path(instance.directory) / SOCKET, request, patience_s)
-    except (OSError, ValueError) as e:
-        why = "the shelves' process has not answered in time: it may still be done" if isinstance(e, TimeoutError) else f"no answer: {e}"
-        got = {"ok": False, "error": why}
-    refused = not got["ok"] and "after" not in got
-    if got["ok"]:
-        said = f"{name} {item} = {number} (was {got['before']}), read back"
-    else:
-        said = f"{name} {item} = {number}: {got.get('error', 'refused')}"
+        got = lines.ask(Path(instance.directory) / SOCKET, request, PATIENCE_S)
+    except (FileNotFoundError, ConnectionRefusedError, PermissionError) as e:
+        got = {"ok": False, "sent": False, "error": f"nobody reads the shelves ({e.strerror}); `ballast status` says what runs"}
+    except (OSError, ValueError):
+        got = {"ok": False, "sent": True, "error": "no answer: whether it was done is not known; look at the device"}
+    said = f"{asked} (was {got['before']}), read back" if got["ok"] else f"{asked}: {got.get('error', 'refused')}"
     operate.audit(instance, clock, who, "shelves write", None, None, said)
-    return Written(bool(got["ok"]), said, refused)
+    return Written(bool(got["ok"]), said, refused=not got["ok"] and not got.get("sent", True))
 
 
 __all__ = ["Seen", "Written", "alarms", "as_json", "device", "look", "near", "overview", "warnings", "write"]

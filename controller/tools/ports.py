@@ -11,10 +11,10 @@ from pathlib import Path
 
 from controller import build, instance, summary
 from controller.instance import Instance, InstanceError
+from controller.ports import real
 from controller.problems import Problem, SiteError
 from controller.process import MAPS_NAME
 from controller.site import Bus, Site
-from hal import tcp
 from hal.rows import DeviceMap
 from hal.wire import BlockingLine, PortError
 
@@ -25,6 +25,9 @@ class Busy(Exception):
     """The port is in use; the message says by whom, and what can be looked at instead."""
 
 
+STOP_FIRST = "  to talk on the line yourself, stop the site first (Ctrl-C or SIGTERM: it ramps to 0)"
+
+
 @dataclass(frozen=True)
 class Owner:
     """A running site that has a port; a shelf's port as a bus of that name."""
@@ -32,6 +35,7 @@ class Owner:
     instance: Instance
     site: Site
     bus: Bus
+    shelf: bool = False
 
 
 def running_sites() -> Iterator[tuple[Instance, Site]]:
@@ -41,13 +45,12 @@ def running_sites() -> Iterator[tuple[Instance, Site]]:
             yield found, build.site_from(Path(found.directory) / "site.json")
 
 
-def _key(port: str) -> object:
+def _key(port: str) -> str:
     """Equal for two names of one port."""
-    if tcp.is_tcp(port):
-        with contextlib.suppress(ValueError):
-            return tcp.parse(port)
+    try:
+        return real(port)
+    except ValueError:
         return port
-    return port if port.startswith("can:") else str(Path(port.removeprefix("slcan:")).resolve())
 
 
 def owner(port: str) -> Owner | None:
@@ -58,7 +61,7 @@ def owner(port: str) -> Owner | None:
                 return Owner(found, site, bus)
         for shelf in site.shelves:
             if _key(shelf.port) == _key(port):
-                return Owner(found, site, Bus(shelf.name, shelf.port, shelf.baud, shelf.parity, shelf.stop_bits))
+                return Owner(found, site, Bus(shelf.name, shelf.port, shelf.baud, shelf.parity, shelf.stop_bits), shelf=True)
     return None
 
 
@@ -66,7 +69,12 @@ def refuse_owned(port: str) -> None:
     """Raises Busy where a running site has the port: a second one who talks there costs it ticks, and a device its answers."""
     held = owner(port)
     if held is not None:
-        raise Busy(_owned(port, held.instance, held.site, held.bus.name))
+        raise Busy(_owned_by_shelf(port, held) if held.shelf else _owned(port, held.instance, held.site, held.bus.name))
+
+
+def _owned_by_shelf(port: str, held: Owner) -> str:
+    here = f"{port}: is shelf {held.bus.name}'s of site {held.instance.site}, which is running (process {held.instance.pid})"
+    return f"{here}\n  what its devices say: `ballast shelves`\n{STOP_FIRST}"
 
 
 def _owned(port: str, found: Instance, site: Site, bus: str = "") -> str:
@@ -78,7 +86,7 @@ def _owned(port: str, found: Instance, site: Site, bus: str = "") -> str:
             if bus in ("", name):
                 lines.append(f"  what it counts on {name}: " + ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in row.items()))
     lines.append("  what its devices say: `ballast probe DEVICE`; counters and ages: `buses` and `devices` at `ballast console`")
-    lines.append("  to talk on the line yourself, stop the site first (Ctrl-C or SIGTERM: it ramps to 0)")
+    lines.append(STOP_FIRST)
     return "\n".join(lines)
 
 

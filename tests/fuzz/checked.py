@@ -93,8 +93,8 @@ def tree() -> Path:
 
 def _follow(made: Path) -> None:
     """What is not compiled may have changed since: each file at once, because somebody may be reading it."""
-    files = [p for part in ("tests", "controller", "hal") for p in (ROOT / part).rglob("*")]
-    for source in (p for p in files if p.suffix in (".py", ".toml", ".dbc", ".txt")):
+    files = [p for part in ("tests", "controller", "hal", "_core", "bench") for p in (ROOT / part).rglob("*")]
+    for source in (p for p in files if p.suffix in (".py", ".toml", ".dbc", ".txt", ".tsv")):
         copied = made / source.relative_to(ROOT)
         if not copied.exists() or copied.read_bytes() != source.read_bytes():
             copied.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Does anybody notice? The kernel is broken in 60 ways, one at a time, and the fast core tests have to see it.
+"""Does anybody notice? The kernel is broken in dozens of ways, one at a time, and the fast core tests have to see it.
 
 Each mutant is a replacement in a copy of kernel.pyx or laws.pxd, built without optimization in a directory of its own (kernel and laws
 only; the other modules are copied as built) and given to the tests of laws, kernel, edges, vectors and invariants. The twin is left out:
@@ -180,6 +180,7 @@ def survey(names: list[str]) -> dict[str, str]:
         for name, by in zip(names, pool.map(noticed_by, names), strict=True):
             print(f"{name:<50} {by or 'SURVIVED'}", flush=True)
             result[name] = by
+    print(f"{sum(map(bool, result.values()))} of {len(result)} noticed", flush=True)
     return result
 
 

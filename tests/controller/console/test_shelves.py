@@ -49,7 +49,8 @@ def test_what_is_known_of_the_shelves(world: World) -> None:
 
 def test_a_write_is_the_engineers_and_says_what_became_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, object]] = []
-    answers: list[dict[str, object]] = [{"ok": True, "before": 0, "after": 33}, {"ok": False, "error": "is not allowed by the site"}]
+    done = {"ok": True, "sent": True, "before": 0, "after": 33}
+    answers: list[dict[str, object]] = [done, {"ok": False, "sent": False, "error": "is not allowed by the site"}]
 
     def ask(path: Path, request: dict[str, object], patience_s: float) -> dict[str, object]:
         assert path.parent == world.directory and patience_s > 3

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from controller.shelves.reader import OFFLINE_AFTER, RETRY_S, Member, Port, PortReader, answer
+from controller.shelves.reader import OFFLINE_AFTER, RETRY_S, Member, Port, PortReader, Writes
 from controller.shelves.table import ROW, Slot, Table, slots, total
 from controller.site import Shelf
 from hal.wire import NoAnswer
@@ -27,7 +27,7 @@ class Fake:
         self.refuses: set[int] = set()  # addresses answered by exception 2
         self.regs: dict[tuple[int, int], int] = {}
         self.asked: list[tuple[int, int, int]] = []
-        self.deaf_to_writes = False
+        self.deaf_to_writes = self.dead_after_write = False
 
     def monotonic_ns(self) -> int:
         return self.now_ns
@@ -40,6 +40,8 @@ class Fake:
         self.now_ns += 24_000_000
         if unit in self.dead:
             self.now_ns += 50_000_000
+            raise NoAnswer("no answer", "timeout")
+        if fc == 6 and self.dead_after_write:
             raise NoAnswer("no answer", "timeout")
         if addr in self.refuses:
             raise NoAnswer("exception 2", "exception", 2)
@@ -140,19 +142,18 @@ def test_a_reader_that_is_started_again_goes_on_with_the_counts(reader: PortRead
 def ask(reader: PortReader, fake: Fake, **request: Any) -> dict[str, Any]:
     """What the socket answers, while the port goes round."""
     got: list[dict[str, Any]] = []
-    thread = threading.Thread(target=answer, args=([reader], {"do": "write"} | request, got.append))
-    thread.start()
-    for _ in range(1000):
-        if not thread.is_alive():
-            break
-        reader.round(fake.ask)
-        thread.join(0.001)
-    thread.join(5)
-    return got[0]
+    writes = Writes([reader], fake)
+    writes.ask({"do": "write"} | request, got.append)
+    for _ in range(3):
+        if not got:
+            reader.round(fake.ask)
+            writes.look()
+    (answer,) = got
+    return answer
 
 
 def test_a_write_is_read_back(reader: PortReader, fake: Fake) -> None:
-    assert ask(reader, fake, device="rack1.201", item="led", value=33) == {"ok": True, "before": 0, "after": 33}
+    assert ask(reader, fake, device="rack1.201", item="led", value=33) == {"ok": True, "sent": True, "before": 0, "after": 33}
     assert fake.regs[201, 97] == 33 and reader.table.reading(1).writes == 1
     fake.regs[200, 94] = 0x0801
     assert ask(reader, fake, device="rack1.200", item="clear_faults", value=1)["ok"]
@@ -169,11 +170,12 @@ def test_a_write_is_read_back(reader: PortReader, fake: Fake) -> None:
         ({"device": "rack1.200", "item": "led", "value": True}, "whole number"),
         ({"device": "rack1.200", "item": "led"}, "whole number"),
         ({"device": ["x"], "item": "led", "value": 0}, "no device"),
+        ({"do": "read", "device": "rack1.200", "item": "led", "value": 0}, "no write"),
     ],
 )
 def test_what_is_not_allowed_is_not_sent(reader: PortReader, fake: Fake, request_: dict[str, Any], says: str) -> None:
     got = ask(reader, fake, **request_)
-    assert not got["ok"] and says in got["error"]
+    assert not got["ok"] and says in got["error"] and got["sent"] is False
     assert all(fc == 3 for _, fc, _ in fake.asked)
 
 
@@ -185,13 +187,16 @@ def test_what_the_site_does_not_allow_is_not_sent(fake: Fake, tmp_path: Path) ->
     assert all(fc == 3 for _, fc, _ in fake.asked)
 
 
-def test_a_write_that_does_not_stick_or_gets_no_answer_says_so(reader: PortReader, fake: Fake) -> None:
+def test_a_write_that_does_not_stick_or_gets_no_answer_says_whether_anything_was_sent(reader: PortReader, fake: Fake) -> None:
     fake.deaf_to_writes = True
     got = ask(reader, fake, device="rack1.200", item="led", value=33)
-    assert not got["ok"] and "reads 0" in got["error"] and got["after"] == 0
+    assert not got["ok"] and got["sent"] and "reads 0" in got["error"] and got["after"] == 0
     fake.dead = {200}
     got = ask(reader, fake, device="rack1.200", item="led", value=33)
-    assert not got["ok"] and "not known" in got["error"]
+    assert not got["ok"] and got["sent"] is False and "was not written" in got["error"]
+    fake.dead, fake.dead_after_write = set(), True
+    got = ask(reader, fake, device="rack1.200", item="led", value=33)
+    assert not got["ok"] and got["sent"] and "not known" in got["error"] and reader.table.reading(0).writes == 2
 
 
 # ---------------------------------------------------------------- the table
@@ -214,7 +219,9 @@ def test_a_row_in_the_middle_of_a_change_is_no_row(tmp_path: Path) -> None:
 
 
 def test_a_table_of_other_shelves_is_refused(tmp_path: Path) -> None:
-    Table(tmp_path, slots([PSU]), write=True)
+    Table(tmp_path, slots([PSU]), write=True).put(0, np.zeros((), ROW))
+    other = Table(tmp_path, slots([Shelf("r2", "/dev/y", "orv3_psu", (200, 201, 202), 19200, "E")]))
+    assert other.row(0) is None, "rows of other devices are none"
     with pytest.raises(OSError, match="other shelves"):
         Table(tmp_path, slots([PSU, Shelf("r2", "/dev/y", "orv3_bbu", (64,), 19200, "E")]))
 
@@ -231,21 +238,34 @@ def test_a_reader_that_has_died_leaves_nobody_answering(reader: PortReader, fake
     assert got.online and got.answers(fake.now_ns) and not got.answers(fake.now_ns + 11 * 10**9)
 
 
-def test_a_write_whose_asker_has_gone_is_not_done_later(reader: PortReader, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.shelves.reader.ANSWER_S", 0.01)
+def test_a_write_that_did_not_come_to_its_turn_is_not_done_later(reader: PortReader, fake: Fake) -> None:
     got: list[dict[str, Any]] = []
-    answer([reader], {"do": "write", "device": "rack1.200", "item": "led", "value": 33}, got.append)
-    assert not got[0]["ok"] and "is not done" in got[0]["error"]
+    writes = Writes([reader], fake)
+    writes.ask({"do": "write", "device": "rack1.200", "item": "led", "value": 33}, got.append)
+    writes.look()
+    assert not got
+    fake.now_ns += 3 * 10**9
+    writes.look()
+    assert not got[0]["ok"] and "is not done" in got[0]["error"] and not writes.waiting
     for _ in range(5):
         reader.round(fake.ask)
     assert all(fc == 3 for _, fc, _ in fake.asked)
 
 
-def test_a_port_whose_thread_fails_ends_the_process(reader: PortReader, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_a_port_raises_is_said_and_its_devices_do_not_answer(
+    reader: PortReader, fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader.round(fake.ask)
     stop = threading.Event()
+    monkeypatch.setattr("controller.shelves.reader.REOPEN_S", 0.01)
     port = Port(reader, "/dev/x", fake, stop)
     monkeypatch.setattr(port, "_open", lambda: 1 / 0)
-    monkeypatch.setattr(threading, "excepthook", lambda args: None)
     port.start()
+    for _ in range(500):
+        if not reader.table.reading(0).online:
+            break
+        port.thread.join(0.01)
+    stop.set()
     port.thread.join(5)
-    assert port.failed and stop.is_set()
+    assert not reader.table.reading(0).online and not port.thread.is_alive()
+    assert capsys.readouterr().err.count("ZeroDivisionError") == 1, "once, however often it is tried"

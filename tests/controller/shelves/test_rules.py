@@ -62,9 +62,20 @@ def test_two_shelves_on_one_port_have_one_speed_and_different_addresses(tmp_path
     assert len(load(tmp_path, SHELF + bbu).shelves) == 2
 
 
+def test_two_names_of_one_adapter_are_one_port(tmp_path: Path) -> None:
+    (tmp_path / "by-id").symlink_to("/dev/ttyUSB7")
+    text = SHELF + SHELF.replace("rack1", "rack2").replace("/dev/ttyUSB7", str(tmp_path / "by-id"))
+    with pytest.raises(SiteError, match="are shelf rack1's on the same port"):
+        load(tmp_path, text)
+
+
 def test_a_shelf_in_the_tick_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SiteError) as e:
         path = tmp_path / "site.toml"
         path.write_text(GOOD.replace('port = "virtual"            # a real', 'port = "/dev/ttyUSB7"            # a real') + SHELF)
         sites.load(path)
     assert "is bus a's" in str(e.value)
+    (tmp_path / "by-id").symlink_to("/dev/ttyUSB7")
+    path.write_text(path.read_text().replace('port = "/dev/ttyUSB7"\nprofile', f'port = "{tmp_path}/by-id"\nprofile'))
+    with pytest.raises(SiteError, match="is bus a's"):
+        sites.load(path)
