@@ -186,8 +186,8 @@ class PortReader:
                 return
             try:
                 request.answer = self._write(ask, request)
-            except OSError:
-                why = "the port is gone: whether it was done is not known"
+            except BaseException:
+                why = "the port failed under it: whether it was done is not known"
                 request.answer = _refused(why, "look at the device", request) | {"sent": True}
                 raise
 
@@ -203,10 +203,13 @@ class PortReader:
         self.table.put(request.member.slot.index, request.member.row)
         try:
             ask(unit, 6, what.addr, 0, (what.raw(request.value, before),))
-            after = ask(unit, 3, what.addr, 1)[0]
         except wire.NoAnswer as e:
             why = "the device refused it" if e.exception else "there was no answer: whether it was done is not known"
             return _refused(f"{why} ({e})", "read the item and look", request) | {"sent": not e.exception}
+        try:
+            after = ask(unit, 3, what.addr, 1)[0]
+        except wire.NoAnswer as e:
+            return _refused(f"was acknowledged, and cannot be read back ({e})", "look at the device", request) | {"sent": True}
         found = {"ok": what.shown(after) == request.value, "sent": True, "before": what.shown(before), "after": what.shown(after)}
         if not found["ok"]:
             why = f"was written, and reads {found['after']}: the device may have acted on it and cleared it, or not taken it"
@@ -250,12 +253,11 @@ class Port:
 
     def _open(self) -> int:
         shelf = self.reader.members[0].slot.shelf
-        fd = wire.open_port(self.path, shelf.baud, shelf.parity, shelf.stop_bits)
-        if note := adapter.tune(self.path, fd):
-            self._note(note)
-        return fd
+        return wire.open_port(self.path, shelf.baud, shelf.parity, shelf.stop_bits)
 
     def _go_round(self, fd: int) -> None:
+        if note := adapter.tune(self.path, fd):
+            self._note(note)
         reader = self.reader
         longest = max(b.count for m in reader.members for b in (m.slot.map.sweep, *m.slot.map.slow))
         most_ms = WireTime(reader.line, request_chars(3), answer_chars(3, longest), 0.0).nominal_ms

@@ -27,7 +27,8 @@ class Fake:
         self.refuses: set[int] = set()  # addresses answered by exception 2
         self.regs: dict[tuple[int, int], int] = {}
         self.asked: list[tuple[int, int, int]] = []
-        self.deaf_to_writes = self.dead_after_write = False
+        self.deaf_to_writes = self.dead_after_write = self.no_readback = False
+        self.wrote = False
 
     def monotonic_ns(self) -> int:
         return self.now_ns
@@ -43,6 +44,10 @@ class Fake:
             raise NoAnswer("no answer", "timeout")
         if fc == 6 and self.dead_after_write:
             raise NoAnswer("no answer", "timeout")
+        if fc == 3 and self.wrote and self.no_readback:
+            self.wrote = False
+            raise NoAnswer("exception 2", "exception", 2)
+        self.wrote = fc == 6
         if addr in self.refuses:
             raise NoAnswer("exception 2", "exception", 2)
         if fc == 6:
@@ -194,7 +199,10 @@ def test_a_write_that_does_not_stick_or_gets_no_answer_says_whether_anything_was
     fake.dead = {200}
     got = ask(reader, fake, device="rack1.200", item="led", value=33)
     assert not got["ok"] and got["sent"] is False and "was not written" in got["error"]
-    fake.dead, fake.dead_after_write = set(), True
+    fake.dead, fake.deaf_to_writes, fake.no_readback = set(), False, True
+    got = ask(reader, fake, device="rack1.201", item="led", value=33)
+    assert not got["ok"] and got["sent"] and "cannot be read back" in got["error"] and fake.regs[201, 97] == 33
+    fake.no_readback, fake.dead_after_write = False, True
     got = ask(reader, fake, device="rack1.200", item="led", value=33)
     assert not got["ok"] and got["sent"] and "not known" in got["error"] and reader.table.reading(0).writes == 2
 
